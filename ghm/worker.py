@@ -1,0 +1,262 @@
+"""The whole path of one run: `train` drives it, `train_worker` is what each Ray Train worker does."""
+
+import importlib.metadata
+import json
+import os
+import re
+import subprocess
+import traceback
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed as dist
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from torch import nn
+
+from ghm import engine, evaluate
+from ghm.checkpoint import RunState
+from ghm.data import Data, train_loader, val_loader
+from ghm.tracking import Run, Tracker
+
+PACKAGES = ("ghm", "torch", "torchvision", "ray", "hydra-core", "optuna", "mlflow", "pycocotools", "numpy")
+LAST, BEST, RUN_ID = "last.pt", "best.pt", "mlflow_run_id"
+
+
+class TrainingError(RuntimeError):
+    """A run that started and failed; its cause says why."""
+
+
+def train(cfg: DictConfig) -> float:
+    """One run, checked, trained, scored and recorded: the task that Hydra calls.
+
+    Returns the objective after the last epoch. ValueError for settings that cannot work, before
+    anything is recorded; TrainingError when the run itself fails.
+    """
+    check(cfg)
+    folder = Path(cfg.dir).resolve()
+    run, begun = _open_run(cfg, folder)
+    try:
+        if not begun:
+            _describe(run, cfg, folder)
+        result = _fit(cfg, folder, run.run_id)
+    except BaseException as error:
+        interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
+        run.set_tags({"error": "".join(traceback.format_exception(error))[-4000:]})
+        run.finish("KILLED" if interrupted else "FAILED", "cancelled" if interrupted else "failed")
+        if interrupted:
+            raise
+        raise TrainingError(f"run {run.run_id} in {folder} failed: {error}") from error
+    if result["pruned"]:
+        run.finish("KILLED", "pruned")
+    else:
+        run.finish("FINISHED", "finished")
+    return float(result["metrics"][cfg.objective])
+
+
+def check(cfg: DictConfig) -> None:
+    """Everything that can be known to be wrong before a run starts; ValueError names key, value, remedy."""
+    for key in sorted(OmegaConf.missing_keys(cfg)):
+        raise ValueError(f"{key}=???: has no value; give one, as in {key}=VALUE")
+    for key in ("epochs", "batch_size"):
+        if not isinstance(cfg[key], int) or cfg[key] < 1:
+            raise ValueError(f"{key}={cfg[key]}: must be a whole number of at least 1")
+    names = [f"val/{name}" for name in evaluate.METRICS]
+    if cfg.objective not in names:
+        raise ValueError(f"objective={cfg.objective}: must be one of {', '.join(names)}")
+    workers = cfg.scaling.num_workers
+    if cfg.batch_size % max(workers, 1):
+        raise ValueError(f"batch_size={cfg.batch_size}: must be a multiple of scaling.num_workers={workers}")
+    num_classes = _num_classes(OmegaConf.to_yaml(cfg.data, resolve=True))
+    with torch.device("meta"):  # settings and shapes only: no memory, no time
+        model = build_model(cfg, num_classes)
+        optimizer = build(cfg, "optimizer", model.parameters())
+        build(cfg, "schedule", optimizer, cfg.epochs, steps_per_epoch=1)
+    _tracker(cfg)
+
+
+def build(cfg: DictConfig, node: str, *args: Any, **kwargs: Any) -> Any:
+    """Call the `_target_` of a config node with its keys; ValueError names the node that is at fault."""
+    try:
+        return instantiate(OmegaConf.select(cfg, node), _partial_=True, _convert_="all")(*args, **kwargs)
+    except ValueError as error:
+        # Constructors say `bins=0: ...`; the command line knows it as `loss.cls.bins=0: ...`.
+        own = re.match(r"\w+=", str(error))
+        raise ValueError(f"{node}.{error}" if own else str(error)) from error
+    except (TypeError, InstantiationException) as error:
+        raise ValueError(f"{node}: {' '.join(str(error).split())}") from error
+
+
+@cache
+def _num_classes(data: str) -> int:
+    """Check the data that a config node, as YAML, describes; once, however many trials share it."""
+    return build(OmegaConf.create({"data": OmegaConf.create(data)}), "data").train.num_classes
+
+
+def build_model(cfg: DictConfig, num_classes: int) -> nn.Module:
+    losses = {"cls_loss": build(cfg, "loss.cls"), "box_loss": build(cfg, "loss.box")}
+    return build(cfg, "model", num_classes=num_classes, prior=cfg.loss.prior, **losses)
+
+
+def _tracker(cfg: DictConfig) -> Tracker:
+    return Tracker.open(cfg.tracking.uri, cfg.tracking.experiment, cfg.runs)
+
+
+def _open_run(cfg: DictConfig, folder: Path) -> tuple[Run, bool]:
+    """The MLflow run begun in this folder before (and True), or a new one (and False)."""
+    tracker, known = _tracker(cfg), folder / RUN_ID
+    if known.exists() and (run := tracker.resume(known.read_text())) is not None:
+        return run, True
+    tags = {f"sweep.{key}": cfg.trial[key] for key in ("name", "trial", "params") if cfg.trial[key] is not None}
+    tags |= {"mlflow.source.git.commit": _commit(), "dir": folder}
+    run = tracker.start(cfg.trial.label or folder.name, tags, parent=cfg.trial.parent_run)
+    folder.mkdir(parents=True, exist_ok=True)
+    known.write_text(run.run_id)
+    return run, False
+
+
+def _describe(run: Run, cfg: DictConfig, folder: Path) -> None:
+    """Record all that the run depends on: config, overrides, versions of packages."""
+    about = {key: cfg[key] for key in cfg if key not in ("dir", "runs", "tracking", "trial")}
+    run.log_params(_flat(OmegaConf.to_container(OmegaConf.create(about), resolve=True)))
+    run.log_text(OmegaConf.to_yaml(cfg, resolve=True), "config/config.yaml")
+    packages = {name: importlib.metadata.version(name) for name in PACKAGES}
+    run.log_text(json.dumps(packages, indent=2), "config/packages.json")
+    overrides = folder / ".hydra" / "overrides.yaml"
+    if overrides.exists():
+        run.log_file(overrides, "config")
+
+
+def _flat(node: Any, path: str = "") -> dict[str, Any]:
+    if not isinstance(node, dict):
+        return {path: node}
+    return {
+        key: value for name, child in node.items() for key, value in _flat(child, f"{path}.{name}".strip(".")).items()
+    }
+
+
+def _commit() -> str:
+    """The commit of this source tree, marked when files differ from it; "unknown" outside of git."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _fit(cfg: DictConfig, folder: Path, run_id: str) -> dict[str, Any]:
+    """Run `train_worker` under Ray Train: in this process, or as a group of worker processes."""
+    job = {"config": OmegaConf.to_container(cfg, resolve=True), "folder": str(folder), "run_id": run_id}
+    scaling = cfg.scaling
+    if scaling.num_workers == 0:
+        # Local mode needs no Ray cluster and keeps nothing itself: checkpoints and retries are ours.
+        trainer = ray.train.torch.TorchTrainer(
+            train_worker, train_loop_config=job, scaling_config=ScalingConfig(num_workers=0)
+        )
+        return trainer.fit().return_value
+    # Train's controller answers a report once per interval; its default of 2 s is long beside an epoch.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+    trainer = ray.train.torch.TorchTrainer(
+        train_worker,
+        train_loop_config=job,
+        scaling_config=ScalingConfig(
+            num_workers=scaling.num_workers,
+            use_gpu=scaling.gpus > 0,
+            resources_per_worker={"CPU": scaling.cpus, "GPU": scaling.gpus},
+        ),
+        run_config=RunConfig(
+            name=f"train-{run_id}",
+            storage_path=str(folder / "ray"),
+            failure_config=FailureConfig(max_failures=scaling.max_failures, controller_failure_limit=3),
+            worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": str(scaling.cpus)}},
+        ),
+    )
+    # In the main thread `fit` would take the interrupt handler over for good.
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(trainer.fit).result().return_value
+
+
+def train_worker(job: dict[str, Any]) -> dict[str, Any]:
+    """What every worker does, rank 0 recording it. Returns the last metrics and whether it was pruned.
+
+    A run whose folder holds a checkpoint continues after that checkpoint's epoch.
+    """
+    cfg, folder = OmegaConf.create(job["config"]), Path(job["folder"])
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    device = ray.train.torch.get_device() if cfg.device == "auto" else torch.device(cfg.device)
+    torch.manual_seed(cfg.seed)
+
+    data: Data = build(cfg, "data")
+    batches = train_loader(data.train, cfg.batch_size, cfg.loader_processes, cfg.seed, rank, world)
+    scored = val_loader(data.val, cfg.batch_size, cfg.loader_processes, rank, world)
+    model = build_model(cfg, data.train.num_classes).to(device)
+    optimizer = build(cfg, "optimizer", model.parameters())
+    scheduler = build(cfg, "schedule", optimizer, cfg.epochs, len(batches))
+    state = RunState(model, optimizer, scheduler)
+    if (folder / LAST).exists():
+        state.load(folder / LAST)
+    trained = nn.parallel.DistributedDataParallel(model) if world > 1 else model
+    run = _tracker(cfg).resume(job["run_id"]) if rank == 0 else None
+    if run is not None and state.epoch == 0:
+        guess = evaluate.score(data.val.coco, evaluate.chance(data.val.coco))
+        run.log_metrics({"val/chance_AP50": guess["AP50"]}, step=0)
+
+    pruned = False
+    for result in engine.fit(
+        trained, batches, optimizer, scheduler, device, cfg.seed, state.epoch, cfg.epochs, cfg.clip_grad
+    ):
+        model.eval()
+        found = evaluate.detect(model, scored, data.val.category_ids, device)
+        found = [detection for part in _gather(found) for detection in part]
+        scores = {f"val/{name}": value for name, value in evaluate.score(data.val.coco, found).items()}
+        state.epoch, state.metrics = result.epoch, _over_workers(result.metrics) | scores
+        if run is not None:
+            objective = scores.get(cfg.objective, float("-inf"))
+            if objective > state.best:
+                state.best = objective
+                state.save(folder / BEST)
+            state.save(folder / LAST)
+            run.log_metrics(state.metrics, step=result.epoch)
+            pruned = _tell_sweep(cfg.trial, result.epoch, cfg.epochs, objective)
+        ray.train.report(state.metrics)
+        pruned = _gather(pruned)[0]
+        if pruned:
+            break
+    if run is not None:
+        run.log_file(folder / BEST, "checkpoints")
+        run.log_file(folder / LAST, "checkpoints")
+    return {"metrics": state.metrics, "pruned": pruned}
+
+
+def _gather(value: Any) -> list[Any]:
+    """The value of every worker, by rank."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def _over_workers(metrics: dict[str, float]) -> dict[str, float]:
+    """Means over the workers; their images a second add up."""
+    parts = _gather(metrics)
+    means = {name: sum(part[name] for part in parts) / len(parts) for name in metrics}
+    return means | {"time/images_per_s": means["time/images_per_s"] * len(parts)}
+
+
+def _tell_sweep(trial: DictConfig, epoch: int, epochs: int, objective: float) -> bool:
+    """Report an epoch to the sweep this run is a trial of, if any; whether it wants the trial pruned."""
+    if trial.hub is None:
+        return False
+    return ray.get(ray.get_actor(trial.hub).report.remote(trial.trial, epoch, epochs, objective))

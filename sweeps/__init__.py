@@ -1,0 +1,1 @@
+"""The search: Optuna proposes, Ray runs, MLflow shows. Knows configs by their keys only."""

@@ -1,0 +1,1 @@
+"""`hydra/sweeper=ghm`: Hydra's face of the sweep engine."""

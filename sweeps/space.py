@@ -1,0 +1,175 @@
+"""The search space: Hydra's sweep syntax in, Optuna's distributions inside, Hydra overrides out."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override, QuotedString, RangeSweep
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import Trial
+
+Params = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """One swept key. `condition` is a choice such as "loss=focal" that must hold for it to be sampled."""
+
+    key: str
+    distribution: BaseDistribution
+    condition: str | None = None
+    texts: dict[Any, str] = field(default_factory=dict)  # of choices: how Hydra writes them
+
+    def suggest(self, trial: Trial) -> Any:
+        match self.distribution:
+            case CategoricalDistribution(choices=choices):
+                return trial.suggest_categorical(self.key, choices)
+            case IntDistribution(low=low, high=high, step=step, log=log):
+                return trial.suggest_int(self.key, low, high, step=step, log=log)
+            case FloatDistribution(low=low, high=high, step=step, log=log):
+                return trial.suggest_float(self.key, low, high, step=step, log=log)
+        raise AssertionError(self.distribution)
+
+    def override(self, value: Any) -> str:
+        return f"{self.key}={self.texts.get(value, value)}"
+
+    def extremes(self) -> list[Any]:
+        """Values whose validity says most about all others: every choice, or both ends."""
+        if isinstance(self.distribution, CategoricalDistribution):
+            return list(self.distribution.choices)
+        assert isinstance(self.distribution, IntDistribution | FloatDistribution)
+        return [self.distribution.low, self.distribution.high]
+
+
+@dataclass(frozen=True)
+class Space:
+    """All dimensions of a sweep, and the overrides that every trial shares."""
+
+    dimensions: list[Dimension]
+    fixed: dict[str, str]  # key with its prefix (+, ~) -> value as Hydra writes it
+
+    def suggest(self, trial: Trial) -> Params:
+        """Ask Optuna for every dimension whose condition holds; conditions see earlier choices."""
+        params: Params = {}
+        for dimension in self.dimensions:
+            if self._active(dimension, params):
+                params[dimension.key] = dimension.suggest(trial)
+        return params
+
+    def _active(self, dimension: Dimension, params: Params) -> bool:
+        if dimension.condition is None:
+            return True
+        sampled = {d.key: d.texts.get(params[d.key]) for d in self.dimensions if d.key in params}
+        key, value = dimension.condition.split("=", 1)
+        return (self.fixed | sampled).get(key) == value
+
+    def overrides(self, params: Params) -> list[str]:
+        """The trial as Hydra overrides: what all share first, then what was sampled."""
+        shared = [key if key.startswith("~") and not value else f"{key}={value}" for key, value in self.fixed.items()]
+        return shared + [d.override(params[d.key]) for d in self.dimensions if d.key in params]
+
+    def label(self, params: Params) -> str:
+        """Short and recognisable: the sampled values, keys without their path."""
+        return " ".join(f"{key.split('.')[-1]}={_short(value)}" for key, value in params.items()) or "defaults"
+
+    def probes(self) -> list[Params]:
+        """Settings that together try every choice and both ends of every range."""
+        base: Params = {}
+        for dimension in self.dimensions:
+            if self._active(dimension, base):
+                base[dimension.key] = dimension.extremes()[0]
+        probes = [base]
+        for dimension in self.dimensions:
+            need = dict([dimension.condition.split("=", 1)]) if dimension.condition else {}
+            for value in dimension.extremes():
+                wanted = need | {dimension.key: value}
+                probe: Params = {}
+                for other in self.dimensions:
+                    if self._active(other, probe):
+                        probe[other.key] = wanted.get(other.key, base.get(other.key, other.extremes()[0]))
+                if probe not in probes:
+                    probes.append(probe)
+        return probes
+
+    def fits(self, params: Params) -> bool:
+        """Whether first settings given by hand agree with what the command line fixed."""
+        return all(self.fixed.get(key, str(value)) == str(value) for key, value in params.items())
+
+    def fingerprint(self) -> str:
+        """Says whether two sweeps search the same: JSON of what is fixed and what is swept."""
+        swept = {d.key: [repr(d.distribution), d.condition] for d in self.dimensions}
+        return json.dumps({"fixed": self.fixed, "swept": swept}, sort_keys=True)
+
+
+def parse(arguments: list[str], params: Mapping[str, str], when: Mapping[str, Mapping[str, str]], loader: Any) -> Space:
+    """Space of a sweep from `hydra.sweeper.{params,when}` and the command line, which has the last word.
+
+    `loader` is Hydra's config loader. ValueError names the key that cannot be swept so.
+    """
+    parser = OverridesParser.create(config_loader=loader)
+    given = parser.parse_overrides(arguments)
+    spoken = {override.get_key_element() for override in given}
+    configured = parser.parse_overrides([f"{key}={value}" for key, value in params.items() if key not in spoken])
+    overrides = [*configured, *given]
+    fixed = {o.get_key_element(): o.get_value_element_as_str() for o in overrides if not o.is_sweep_override()}
+    dimensions = [_dimension(override) for override in overrides if override.is_sweep_override()]
+    known = {dimension.key for dimension in dimensions} | fixed.keys()
+    for condition, conditional in when.items():
+        key, equals, _ = condition.partition("=")
+        if not equals or key not in known:
+            raise ValueError(
+                f"hydra.sweeper.when={condition}: nothing chooses {key}; sweep it or fix it, and write {key}=VALUE"
+            )
+        for override in parser.parse_overrides([f"{key}={value}" for key, value in conditional.items()]):
+            if override.get_key_element() not in spoken:
+                dimensions.append(_dimension(override, condition))
+    return Space(dimensions, fixed)
+
+
+def _dimension(override: Override, condition: str | None = None) -> Dimension:
+    key, value = override.get_key_element(), override.value()
+    try:
+        if isinstance(value, IntervalSweep):
+            return Dimension(key, _interval(value), condition)
+        if isinstance(value, RangeSweep):
+            return Dimension(key, _range(value), condition)
+        texts = {_plain(x): Override._get_value_element_as_str(x) for x in override.sweep_iterator()}
+        if not texts:
+            raise ValueError("no choice is left")
+        return Dimension(key, CategoricalDistribution(list(texts)), condition, texts)
+    except ValueError as error:
+        raise ValueError(f"{override.input_line}: cannot be swept ({error})") from error
+
+
+def _interval(sweep: IntervalSweep) -> BaseDistribution:
+    """Closed at both ends, as in Hydra's own Optuna sweeper."""
+    low, high, log = sweep.start, sweep.end, "log" in sweep.tags
+    if low is None or high is None or low > high:
+        raise ValueError("its lower end must come first")
+    if isinstance(low, int) and isinstance(high, int):
+        return IntDistribution(low, high, log=log)
+    return FloatDistribution(float(low), float(high), log=log)
+
+
+def _range(sweep: RangeSweep) -> BaseDistribution:
+    """Half open, as Hydra's `range`: the last value is the largest below `stop`."""
+    values = list(sweep.range())
+    if not values:
+        raise ValueError("it holds no value")
+    low, high = min(values[0], values[-1]), max(values[0], values[-1])
+    log, step = "log" in sweep.tags, abs(sweep.step)
+    if all(isinstance(value, int) for value in (sweep.start, sweep.stop, sweep.step)):
+        return IntDistribution(int(low), int(high), log=log, step=int(step))
+    return FloatDistribution(float(low), float(high), log=log, step=None if log else float(step))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, QuotedString):
+        return value.text
+    return value if isinstance(value, str | int | float | bool) else Override._get_value_element_as_str(value)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

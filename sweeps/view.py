@@ -1,0 +1,103 @@
+"""What a sweep shows while it runs: a live panel in a terminal, plain lines elsewhere."""
+
+import time
+from dataclasses import dataclass, field
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+
+@dataclass
+class Running:
+    label: str
+    epoch: int = 0
+    epochs: int = 0
+    value: float | None = None
+
+    @property
+    def share(self) -> float:
+        return self.epoch / self.epochs if self.epochs else 0.0
+
+
+@dataclass
+class View:
+    """Counts, running trials and the best so far of one sweep; enter it as a context."""
+
+    name: str
+    objective: str
+    n_trials: int
+    n_jobs: int
+    done: int = 0
+    pruned: int = 0
+    failed: int = 0
+    best: tuple[float, str] | None = None
+    running: dict[int, Running] = field(default_factory=dict)
+    console: Console = field(default_factory=Console)
+    _begun: float = field(default_factory=time.monotonic)
+    _work: float = 0.0  # trials' worth of work finished since the sweep began or was continued
+    _live: Live | None = None
+
+    def __enter__(self) -> "View":
+        if self.console.is_terminal:
+            self._live = Live(get_renderable=self.render, console=self.console, refresh_per_second=4)
+            self._live.__enter__()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._live is not None:
+            self._live.__exit__(None, None, None)
+
+    def started(self, trial: int, label: str) -> None:
+        self.running[trial] = Running(label)
+        self._line(f"trial {trial} started: {label}")
+
+    def reported(self, trial: int, epoch: int, epochs: int, value: float) -> None:
+        if trial in self.running:
+            self.running[trial] = Running(self.running[trial].label, epoch, epochs, value)
+
+    def ended(self, trial: int, state: str, value: float | None, note: str = "") -> None:
+        """`state` is done, pruned or failed."""
+        gone = self.running.pop(trial)
+        setattr(self, state, getattr(self, state) + 1)
+        self._work += 1.0 if state == "done" else gone.share
+        shown = "" if value is None else f" {self.objective} {value:.4f}"
+        self._line(f"trial {trial} {state}:{shown} {note or gone.label}  ({self.summary()})")
+
+    def summary(self) -> str:
+        parts = [f"{self.done} of {self.n_trials} done", f"{len(self.running)} running"]
+        parts += [f"{self.pruned} pruned", f"{self.failed} failed"]
+        if self.best is not None:
+            parts.append(f"best {self.objective} {self.best[0]:.4f}: {self.best[1]}")
+        if (left := self.seconds_left()) is not None:
+            parts.append(f"about {_clock(left)} left")
+        return ", ".join(parts)
+
+    def seconds_left(self) -> float | None:
+        """From the pace so far, which counts the finished part of running trials; None before any."""
+        now = sum(trial.share for trial in self.running.values())
+        if self._work + now <= 0:
+            return None
+        pace = (time.monotonic() - self._begun) / (self._work + now)
+        left = self.n_trials - self.done - self.pruned - self.failed - now
+        return max(left, 0.0) * pace
+
+    def render(self) -> Group:
+        table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+        for number, trial in sorted(self.running.items()):
+            value = "" if trial.value is None else f"{trial.value:.4f}"
+            bar = ProgressBar(total=1.0, completed=trial.share, width=20)
+            table.add_row(f"trial {number}", bar, f"{trial.epoch}/{trial.epochs or '?'}", value, trial.label)
+        ended = self.done + self.pruned + self.failed
+        head = Text.assemble((self.name, "bold"), f"  {self.summary()}  ({_clock(time.monotonic() - self._begun)})")
+        return Group(head, ProgressBar(total=self.n_trials, completed=ended, width=60), table)
+
+    def _line(self, text: str) -> None:
+        if self._live is None:
+            self.console.print(text, highlight=False, soft_wrap=True)
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
