@@ -1,5 +1,7 @@
 """The front door: `ghm <verb> [hydra overrides]`."""
 
+import functools
+import logging
 import os
 import sys
 import traceback
@@ -8,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
@@ -20,7 +24,7 @@ USAGE = """usage: ghm <verb> [overrides]
 
   ghm train [overrides]      one training run            ghm train loss=focal epochs=20
   ghm train -m [overrides]   a sweep                     ghm train -m +sweep=demo
-  ghm report [overrides]     a sweep's table and page    ghm report hydra.sweeper.study_name=demo_shapes
+  ghm report [overrides]     a sweep's table and page    ghm report +sweep=demo
 
 `ghm train --help` lists the groups; `--cfg job` prints the config, `--info` Hydra's state.
 HYDRA_FULL_ERROR=1 shows tracebacks.
@@ -37,6 +41,8 @@ def main(arguments: list[str] | None = None) -> None:
     if verb not in verbs:
         _stop(BAD_INPUT, f"unknown verb {verb!r}: use one of {', '.join(verbs)}")
     sys.argv = [f"ghm {verb}", *rest]
+    for name in ("ray.train", "mlflow.store", "alembic"):  # they say at INFO what a run says better
+        logging.getLogger(name).setLevel(logging.WARNING)
     full_error = os.environ.get("HYDRA_FULL_ERROR")
     # Hydra would print and exit 1 by itself; here it has to raise, so that each kind gets its own line and code.
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -57,18 +63,54 @@ def main(arguments: list[str] | None = None) -> None:
             os.environ["HYDRA_FULL_ERROR"] = full_error
 
 
-def _hydra(task: Callable[[DictConfig], Any]) -> None:
-    hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")(task)()
-
-
 def _train() -> None:
     from ghm.worker import train
 
-    _hydra(train)
+    errors: list[BaseException] = []
+
+    # Hydra announces an exception of its task in a line of its own before passing it on. A sweep
+    # unwraps this and runs `train` itself.
+    @functools.wraps(train)
+    def quiet(cfg: DictConfig) -> float | None:
+        try:
+            return train(cfg)
+        except BaseException as error:
+            errors.append(error)
+            return None
+
+    hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")(quiet)()
+    if errors:
+        raise errors[0]
 
 
 def _report() -> None:
-    pass
+    # The sweep's own command line is understood: what it sweeps over does not matter here.
+    given = [argument for argument in sys.argv[1:] if argument not in ("-m", "--multirun")]
+    overrides = OverridesParser.create().parse_overrides(given)
+    arguments = [override.input_line for override in overrides if not override.is_sweep_override()]
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        config = hydra.compose("train", arguments, return_hydra_config=True)
+    HydraConfig.instance().set_config(config)
+    report(config)
+
+
+def report(config: DictConfig) -> None:
+    """Write and show the report of the sweep that a composed config names; exit 1 if nothing was learned."""
+    from rich.console import Console
+
+    from ghm.report import page, sweep
+    from ghm.tracking import Tracker
+
+    tracker = Tracker.open(config.tracking.uri, config.tracking.experiment, config.runs)
+    settings = config.hydra.sweeper
+    result = sweep.load(tracker, settings.study_name, maximize=settings.direction == "maximize")
+    path = page.write(result, tracker, Path(config.hydra.sweep.dir).resolve() / "report")
+    console = Console()
+    console.print(page.terminal_table(result))
+    for line in (page.verdict(result), f"Page:      {path}", f"MLflow UI: {page.ui_command(tracker)}"):
+        console.print(line, soft_wrap=True, highlight=False)
+    if not result.learned:
+        _stop(FAILED, "no trial beats boxes placed without looking at the image; train longer or check the data")
 
 
 def _stop(code: int, message: str) -> None:
@@ -82,11 +124,14 @@ def _one_line(error: BaseException) -> str:
     while causes[-1].__cause__ is not None and isinstance(error, HydraException):
         causes.append(causes[-1].__cause__)
     lines = [line.strip() for cause in causes for line in str(cause).splitlines() if line.strip()]
-    return "; ".join(dict.fromkeys(lines))
+    listed = list(dict.fromkeys(lines))
+    if "Config search path:" in listed:  # where this installation keeps its files helps nobody
+        listed = listed[: listed.index("Config search path:")]
+    return "; ".join(listed)
 
 
 class SweepReport(Callback):
     """After a sweep: the ranked table, the page, where to look further, and whether anything was learned."""
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        pass
+        report(config)

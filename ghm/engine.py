@@ -65,15 +65,15 @@ def fit(
                 sums[name] = sums.get(name, torch.zeros((), device=device)) + value.detach()
         seconds = time.perf_counter() - begin
         metrics = {f"train/{name}": float(total) / len(loader) for name, total in sums.items()}
-        metrics["train/lr"] = scheduler.get_last_lr()[0]
+        metrics["train/lr"] = float(scheduler.get_last_lr()[0])
         metrics["time/images_per_s"] = images_seen / seconds
         yield EpochResult(epoch + 1, (epoch + 1) * len(loader), metrics)
 
 
 def _diagnosis(loss: Tensor, parts: dict[str, Tensor], targets: list[dict[str, Tensor]], epoch: int) -> str:
-    values = ", ".join(f"{name}={float(value):g}" for name, value in parts.items())
+    values = ", ".join(f"{name}={value.item():g}" for name, value in parts.items())
     images = [int(target["image_id"]) for target in targets]
     return (
-        f"loss={float(loss)} in epoch {epoch + 1} ({values}) on images {images}; "
+        f"loss={loss.item()} in epoch {epoch + 1} ({values}) on images {images}; "
         "lower optimizer.lr, or set clip_grad, or warm the loss's strength up for longer"
     )

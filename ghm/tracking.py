@@ -104,6 +104,10 @@ class Tracker:
         self.client.set_tag(run_id, "sweep.state", "running")
         return Run(self.client, run_id)
 
+    def run(self, run_id: str) -> Run:
+        """A run to write to, whatever its state."""
+        return Run(self.client, run_id)
+
     def sweep(self, name: str) -> Record | None:
         """The parent run of the sweep of this name, the latest if there are several."""
         found = self._search(f"tags.`sweep.name` = '{name}' and tags.`sweep.kind` = 'sweep'")

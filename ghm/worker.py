@@ -1,7 +1,9 @@
 """The whole path of one run: `train` drives it, `train_worker` is what each Ray Train worker does."""
 
+import copy
 import importlib.metadata
 import json
+import logging
 import os
 import re
 import subprocess
@@ -31,6 +33,9 @@ PACKAGES = ("ghm", "torch", "torchvision", "ray", "hydra-core", "optuna", "mlflo
 LAST, BEST, RUN_ID = "last.pt", "best.pt", "mlflow_run_id"
 
 
+log = logging.getLogger(__name__)
+
+
 class TrainingError(RuntimeError):
     """A run that started and failed; its cause says why."""
 
@@ -41,8 +46,9 @@ def train(cfg: DictConfig) -> float:
     Returns the objective after the last epoch. ValueError for settings that cannot work, before
     anything is recorded; TrainingError when the run itself fails.
     """
+    cfg = _with_absolute_paths(cfg)
     check(cfg)
-    folder = Path(cfg.dir).resolve()
+    folder = Path(cfg.dir)
     run, begun = _open_run(cfg, folder)
     try:
         if not begun:
@@ -83,16 +89,28 @@ def check(cfg: DictConfig) -> None:
     _tracker(cfg)
 
 
+def _with_absolute_paths(cfg: DictConfig) -> DictConfig:
+    """Ray's processes work in folders of their own; paths are meant from where the command was given."""
+    cfg = copy.deepcopy(cfg)
+    for key in ("runs", "dir", "data.root", "model.weights"):
+        if (path := OmegaConf.select(cfg, key)) is not None:
+            OmegaConf.update(cfg, key, os.path.abspath(Path(cfg.cwd) / path))
+    return cfg
+
+
 def build(cfg: DictConfig, node: str, *args: Any, **kwargs: Any) -> Any:
     """Call the `_target_` of a config node with its keys; ValueError names the node that is at fault."""
+    settings = OmegaConf.select(cfg, node)
     try:
-        return instantiate(OmegaConf.select(cfg, node), _partial_=True, _convert_="all")(*args, **kwargs)
-    except ValueError as error:
-        # Constructors say `bins=0: ...`; the command line knows it as `loss.cls.bins=0: ...`.
-        own = re.match(r"\w+=", str(error))
-        raise ValueError(f"{node}.{error}" if own else str(error)) from error
-    except (TypeError, InstantiationException) as error:
-        raise ValueError(f"{node}: {' '.join(str(error).split())}") from error
+        return instantiate(settings, _partial_=True, _convert_="all")(*args, **kwargs)
+    except (ValueError, TypeError, InstantiationException) as error:
+        reason = " ".join(str(error).split())
+        if re.match(r"\w+=", reason):  # ours say `bins=0: ...`; the command line knows it as `loss.cls.bins=0: ...`
+            raise ValueError(f"{node}.{reason}") from error
+        if re.match(r"[\w./-]+[=:]", reason):  # already names the key or the file
+            raise ValueError(reason) from error
+        given = ", ".join(f"{node}.{key}={value}" for key, value in settings.items() if key != "_target_")
+        raise ValueError(f"{node}: {reason}; given {given}") from error
 
 
 @cache
@@ -125,7 +143,7 @@ def _open_run(cfg: DictConfig, folder: Path) -> tuple[Run, bool]:
 
 def _describe(run: Run, cfg: DictConfig, folder: Path) -> None:
     """Record all that the run depends on: config, overrides, versions of packages."""
-    about = {key: cfg[key] for key in cfg if key not in ("dir", "runs", "tracking", "trial")}
+    about = {key: cfg[key] for key in cfg if key not in ("cwd", "dir", "runs", "tracking", "trial")}
     run.log_params(_flat(OmegaConf.to_container(OmegaConf.create(about), resolve=True)))
     run.log_text(OmegaConf.to_yaml(cfg, resolve=True), "config/config.yaml")
     packages = {name: importlib.metadata.version(name) for name in PACKAGES}
@@ -228,6 +246,11 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
                 state.save(folder / BEST)
             state.save(folder / LAST)
             run.log_metrics(state.metrics, step=result.epoch)
+            shown = {
+                name: state.metrics[name] for name in ("train/loss", "val/AP", "val/AP50") if name in state.metrics
+            }
+            values = "  ".join(f"{name} {value:.4f}" for name, value in shown.items())
+            log.info("epoch %d of %d  %s", result.epoch, cfg.epochs, values)
             pruned = _tell_sweep(cfg.trial, result.epoch, cfg.epochs, objective)
         ray.train.report(state.metrics)
         pruned = _gather(pruned)[0]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import optuna
 from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 from optuna.pruners import BasePruner
@@ -17,7 +18,7 @@ from ghm.tracking import Run, Tracker
 from sweeps.controller import Controller
 from sweeps.pool import Pool, Task
 from sweeps.space import Params, Space
-from sweeps.study import ENDED, count, enqueue_first, open_storage, open_study, results, resume
+from sweeps.study import ENDED, count, enqueue, open_storage, open_study, results, resume
 from sweeps.view import View
 
 
@@ -33,7 +34,7 @@ class Sweep:
     n_jobs: int
     storage: str | None
     max_failure_rate: float
-    enqueue: list[Params]
+    first: list[Params]  # settings to try before any other
     cpus: float
     gpus: float
     objective: str
@@ -65,23 +66,28 @@ def run_sweep(
     same numbers again. `compose(number, params, label, context)` makes a trial's config; `context`
     is what the trial has to know of its sweep.
     """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     sweep.folder.mkdir(parents=True, exist_ok=True)
     with _alone(sweep.folder):
         storage = open_storage(sweep.storage, sweep.runs)
         study = open_study(storage, sweep.name, sweep.direction, space)
         resume(storage, study)
-        enqueue_first(study, sweep.enqueue, space)
+        n_trials = enqueue(study, sweep.first, space, sweep.n_trials)
         study.sampler, study.pruner = make_sampler(len(study.get_trials(deepcopy=False))), pruner
+        left = count(study, *ENDED) < n_trials
+        pool = Pool(sweep.n_jobs, sweep.cpus, sweep.gpus, sweep.name) if left else None
         parent = _parent(tracker, sweep)
         state = "failed"
         try:
-            if count(study, *ENDED) < sweep.n_trials:
-                _work(sweep, study, space, task, compose, parent.run_id)
+            if pool is not None:
+                _work(sweep, n_trials, study, space, pool, task, compose, parent.run_id)
             state = "finished"
         except KeyboardInterrupt:
             state = "cancelled"
             raise
         finally:
+            if pool is not None:
+                pool.close()
             resume(storage, study)  # what was running waits for the same command
             tracker.close_children(parent.run_id)
             OmegaConf.save(results(study), sweep.folder / "optimization_results.yaml")
@@ -89,10 +95,18 @@ def run_sweep(
         return study.best_value if count(study, TrialState.COMPLETE) else None
 
 
-def _work(sweep: Sweep, study: Study, space: Space, task: Task, compose: Compose, parent: str) -> None:
-    pool = Pool(sweep.n_jobs, sweep.cpus, sweep.gpus, sweep.name)
+def _work(
+    sweep: Sweep,
+    n_trials: int,
+    study: Study,
+    space: Space,
+    pool: Pool,
+    task: Task,
+    compose: Compose,
+    parent: str,
+) -> None:
     context = {"name": sweep.name, "parent_run": parent, "hub": pool.hub_name}
-    view = View(sweep.name, sweep.objective, sweep.n_trials, sweep.n_jobs)
+    view = View(sweep.name, sweep.objective, n_trials)
     controller = Controller(
         study,
         space,
@@ -100,14 +114,11 @@ def _work(sweep: Sweep, study: Study, space: Space, task: Task, compose: Compose
         task,
         lambda number, params, label: compose(number, params, label, context),
         view,
-        sweep.n_trials,
+        n_trials,
         sweep.max_failure_rate,
     )
-    try:
-        with view:
-            controller.run()
-    finally:
-        pool.close()
+    with view:
+        controller.run()
 
 
 def _parent(tracker: Tracker, sweep: Sweep) -> Run:

@@ -62,18 +62,19 @@ class Pool:
         if self._own:
             start_ray()
         self.size, self._resources = size, {"num_cpus": cpus, "num_gpus": gpus}
+        self._idle: list[Any] = []
+        self._busy: dict[Any, tuple[Any, int]] = {}
         for kind, each in (("CPU", cpus), ("GPU", gpus)):
             there = ray.cluster_resources().get(kind, 0)
             if size * each > there:
-                self.close()
+                if self._own:
+                    ray.shutdown()
                 raise ValueError(
                     f"hydra.sweeper.n_jobs={size}: {size} slots of {each:g} {kind} do not fit the {there:g} of this "
                     f"Ray cluster; lower n_jobs or hydra.sweeper.slot.{kind.lower()}s"
                 )
         self.hub_name = f"hub-{name}-{os.getpid()}"
         self.hub = ray.remote(Hub).options(name=self.hub_name, num_cpus=0).remote()
-        self._idle: list[Any] = []
-        self._busy: dict[Any, tuple[Any, int]] = {}
 
     @property
     def free(self) -> int:

@@ -35,6 +35,17 @@ class Dimension:
     def override(self, value: Any) -> str:
         return f"{self.key}={self.texts.get(value, value)}"
 
+    def values(self) -> list[Any] | None:
+        """All values, or None if there is no end of them."""
+        match self.distribution:
+            case CategoricalDistribution(choices=choices):
+                return list(choices)
+            case IntDistribution(low=low, high=high, step=step):
+                return list(range(low, high + 1, step))
+            case FloatDistribution(low=low, high=high, step=float(step)):
+                return [low + step * place for place in range(round((high - low) / step) + 1)]
+        return None
+
     def extremes(self) -> list[Any]:
         """Values whose validity says most about all others: every choice, or both ends."""
         if isinstance(self.distribution, CategoricalDistribution):
@@ -92,6 +103,22 @@ class Space:
                 if probe not in probes:
                     probes.append(probe)
         return probes
+
+    def points(self, most: int) -> list[Params] | None:
+        """Every point of the space; None if there are more than `most`."""
+        points: list[Params] = [{}]
+        for dimension in self.dimensions:
+            longer: list[Params] = []
+            for point in points:
+                if not self._active(dimension, point):
+                    longer.append(point)
+                    continue
+                values = dimension.values()
+                if values is None or len(values) > most:
+                    return None
+                longer += [point | {dimension.key: value} for value in values]
+            points = longer
+        return points if len(points) <= most else None
 
     def fits(self, params: Params) -> bool:
         """Whether first settings given by hand agree with what the command line fixed."""

@@ -56,13 +56,21 @@ def resume(storage: BaseStorage, study: Study) -> int:
     return len(stale)
 
 
-def enqueue_first(study: Study, settings: list[Params], space: Space) -> None:
-    """Queue settings given by hand, unless the study has begun."""
+def enqueue(study: Study, first: list[Params], space: Space, n_trials: int) -> int:
+    """Queue what is known from the start, unless the study has begun; how many trials it is to hold.
+
+    A space of at most `n_trials` points is searched in full, each point once. Of a larger one only
+    the settings in `first` are queued, and keys they leave out are sampled.
+    """
+    known = {dimension.key for dimension in space.dimensions}
+    wanted = [{key: params[key] for key in params if key in known} for params in first if space.fits(params)]
+    points = space.points(most=n_trials)
+    if points is not None:
+        wanted = sorted(points, key=lambda point: not any(some.items() <= point.items() for some in wanted))
     if not study.get_trials(deepcopy=False):
-        for params in settings:
-            if space.fits(params):
-                known = {dimension.key for dimension in space.dimensions}
-                study.enqueue_trial({key: value for key, value in params.items() if key in known})
+        for params in wanted:
+            study.enqueue_trial(params)
+    return n_trials if points is None else len(points)
 
 
 def count(study: Study, *states: TrialState) -> int:

@@ -29,7 +29,6 @@ class View:
     name: str
     objective: str
     n_trials: int
-    n_jobs: int
     done: int = 0
     pruned: int = 0
     failed: int = 0

@@ -85,12 +85,14 @@ def flip() -> Callable[..., Any]:
     return v2.RandomHorizontalFlip(0.5)
 
 
-def coco_folder(root: str) -> Data:
+def coco_folder(root: str | None) -> Data:
     """A folder in COCO's format: `images/` and `annotations/instances_{train,val}.json`.
 
     Every listed image and every box is checked here, before hours are spent on training.
     ValueError names the file, the entry and the remedy.
     """
+    if root is None:
+        raise ValueError("data.root=null: names no folder; give data.root=PATH, or set GHM_DATA")
     folder = Path(root)
     train, val = (_open(folder, split) for split in SPLITS)
     if train.category_ids != val.category_ids:

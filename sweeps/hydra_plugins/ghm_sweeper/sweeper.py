@@ -1,5 +1,6 @@
 """Hydra's face of the sweep engine. Hydra imports this at every start, so it imports little itself."""
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ class GHMSweeper(Sweeper):
         self.settings = OmegaConf.create(settings)
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self.loader, self.task, self.master = hydra_context.config_loader, task_function, config
+        self.loader, self.master = hydra_context.config_loader, config
+        self.task = inspect.unwrap(task_function)  # without what the command line wrapped around it
 
     def sweep(self, arguments: list[str]) -> float | None:
         """Check, then run or continue the sweep; its best value, if any trial has one."""
@@ -36,7 +38,7 @@ class GHMSweeper(Sweeper):
             n_jobs=settings.n_jobs,
             storage=settings.storage,
             max_failure_rate=settings.max_failure_rate,
-            enqueue=OmegaConf.to_container(settings.enqueue),
+            first=OmegaConf.to_container(settings.enqueue),
             cpus=settings.slot.cpus,
             gpus=settings.slot.gpus,
             objective=self.master.objective,
@@ -69,7 +71,6 @@ class GHMSweeper(Sweeper):
         """A job's config without Hydra's own node, its paths as the sweep has them."""
         cfg = self.loader.load_sweep_config(self.master, overrides)
         HydraConfig.instance().set_config(cfg)
-        cfg.runs = str(Path(cfg.runs).resolve())
         OmegaConf.set_struct(cfg, False)
         cfg.pop("hydra")
         OmegaConf.set_struct(cfg, True)

@@ -1,0 +1,99 @@
+"""Figures of a sweep. One style, colours that the colour-blind can tell apart (Okabe and Ito)."""
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from ghm.report.sweep import SweepResult
+
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+STYLE = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e4e4e4",
+    "legend.frameon": False,
+    "savefig.dpi": 144,
+}
+
+
+def figures(sweep: SweepResult) -> list[tuple[str, str, Figure]]:
+    """File name, caption and figure of the ranking, the learning curves, and each swept key."""
+    with matplotlib.rc_context(STYLE):
+        drawn = [("ranking", "Ranking", ranking(sweep)), ("learning_curves", "Learning curves", learning_curves(sweep))]
+        for key in sweep.keys:
+            if sweep.done[key].nunique() > 1:
+                name, caption = f"by_{key.replace('.', '_')}", f"{sweep.objective} over {key}"
+                drawn.append((name, caption, over_key(sweep, key)))
+    return drawn
+
+
+def ranking(sweep: SweepResult) -> Figure:
+    """A bar a finished trial, best on top; AP50 as a dot."""
+    done, color = sweep.done, _colors(sweep)
+    figure, axes = _axes(height=1.2 + 0.36 * max(len(done), 1))
+    places = np.arange(len(done))[::-1]
+    bars = axes.barh(places, done[sweep.objective], color=[color[trial] for trial in done["trial"]], height=0.66)
+    axes.bar_label(bars, fmt="%.3f", padding=4)
+    axes.plot(done["val/AP50"], places, "o", color="#444444", markersize=5, label="val/AP50")
+    axes.set_yticks(places, [f"{label}  ·  {trial}" for label, trial in zip(done["label"], done["trial"], strict=True)])
+    axes.set_xlim(0, min(1.0, 1.12 * float(done[["val/AP50", sweep.objective]].max().max()) + 1e-3))
+    axes.set(xlabel=f"{sweep.objective} (bars), val/AP50 (dots)")
+    axes.grid(axis="y", visible=False)
+    return figure
+
+
+def learning_curves(sweep: SweepResult) -> Figure:
+    """The objective after each epoch; a trial that was pruned or failed ends in a cross."""
+    figure, axes = _axes(height=4.2)
+    color, groups = _colors(sweep), sweep.groups
+    named: set[str] = set()
+    for row in sweep.trials.itertuples():
+        curve = sweep.curves[sweep.objective].get(row.trial, [])
+        if not curve:
+            continue
+        group = groups[row.trial]
+        label = None if group in named else group
+        named.add(group)
+        epochs, values = zip(*curve, strict=True)
+        axes.plot(epochs, values, color=color[row.trial], label=label, linewidth=1.8, alpha=0.85)
+        axes.plot(epochs[-1], values[-1], "o" if row.state == "done" else "x", color=color[row.trial], markersize=5)
+    axes.set(xlabel="epoch", ylabel=sweep.objective)
+    axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if named != {"all"}:
+        axes.legend(loc="upper left")
+    return figure
+
+
+def over_key(sweep: SweepResult, key: str) -> Figure:
+    """The objective over the values of one swept key, for the finished trials that have it."""
+    done, color = sweep.done.dropna(subset=[key]), _colors(sweep)
+    figure, axes = _axes(height=3.4)
+    colors = [color[trial] for trial in done["trial"]]
+    if done[key].map(type).eq(str).any():
+        names = sorted(done[key].astype(str).unique())
+        axes.scatter([names.index(str(value)) for value in done[key]], done[sweep.objective], c=colors, s=44)
+        axes.set_xticks(range(len(names)), names)
+        axes.set_xlim(-0.5, len(names) - 0.5)
+    else:
+        axes.scatter(done[key], done[sweep.objective], c=colors, s=44)
+    axes.set(xlabel=key, ylabel=sweep.objective)
+    axes.set_ylim(0, 1.15 * float(done[sweep.objective].max()) + 1e-3)
+    return figure
+
+
+def _axes(height: float) -> tuple[Figure, Axes]:
+    # Without pyplot: no window system, nothing to close.
+    figure = Figure(figsize=(7.2, height), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _colors(sweep: SweepResult) -> dict[int, str]:
+    groups = sweep.groups
+    order = sorted(set(groups.values()))
+    return {trial: PALETTE[order.index(group) % len(PALETTE)] for trial, group in groups.items()}

@@ -1,0 +1,75 @@
+"""A sweep as the tracker holds it: one row a trial, one curve a trial."""
+
+import json
+from dataclasses import dataclass
+
+import pandas as pd
+
+from ghm.tracking import Tracker
+
+CURVE_KEYS = ("val/AP", "val/AP50", "train/ce")
+Curves = dict[str, dict[int, list[tuple[int, float]]]]
+STATES = {"finished": "done", "pruned": "pruned", "failed": "failed"}
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """`trials`: a row for each ended trial, best first, with `trial`, `label`, `state`, `minutes`, the
+    swept `keys` and the last value of every metric. `curves`: (epoch, value) by metric and trial."""
+
+    name: str
+    objective: str
+    keys: list[str]
+    trials: pd.DataFrame
+    curves: Curves
+
+    @property
+    def done(self) -> pd.DataFrame:
+        return self.trials[self.trials["state"] == "done"]
+
+    @property
+    def groups(self) -> dict[int, str]:
+        """What is compared, by trial: the value of the first swept key that chooses between names."""
+        for key in self.keys:
+            if self.trials[key].dropna().map(type).eq(str).all():
+                return dict(zip(self.trials["trial"], self.trials[key].astype(str), strict=True))
+        return dict.fromkeys(self.trials["trial"], "all")
+
+    @property
+    def chance(self) -> float:
+        """AP50 of boxes that know the data but not the image, see `evaluate.chance`."""
+        return float(self.trials["val/chance_AP50"].max())
+
+    @property
+    def learned(self) -> bool:
+        """Whether the best trial's boxes beat chance."""
+        return bool(len(self.done)) and float(self.done["val/AP50"].iloc[0]) > self.chance
+
+
+def load(tracker: Tracker, name: str, maximize: bool = True) -> SweepResult:
+    """Read a sweep from the tracker. ValueError when it holds none of this name, or one without trials."""
+    parent = tracker.sweep(name)
+    if parent is None:
+        raise ValueError(f"hydra.sweeper.study_name={name}: {tracker.uri} holds no sweep of this name; run it first")
+    objective = parent.data.tags["sweep.objective"]
+    rows: list[dict[str, object]] = []
+    curves: Curves = {metric: {} for metric in {*CURVE_KEYS, objective}}
+    keys: dict[str, None] = {}  # in order of appearance
+    for run in tracker.children(parent.info.run_id):
+        state = STATES.get(run.data.tags.get("sweep.state", ""))
+        if state is None or "sweep.trial" not in run.data.tags:
+            continue
+        trial, params = int(run.data.tags["sweep.trial"]), json.loads(run.data.tags["sweep.params"])
+        keys |= dict.fromkeys(params)
+        minutes = (run.info.end_time - run.info.start_time) / 60_000
+        error = run.data.tags.get("error", "").strip().splitlines()[-1:]
+        row = {"trial": trial, "label": run.info.run_name.split(" ", 1)[1], "state": state, "minutes": minutes}
+        rows.append(row | {"run_id": run.info.run_id, "error": "".join(error)} | params | run.data.metrics)
+        for metric, of_trial in curves.items():
+            of_trial[trial] = tracker.history(run.info.run_id, metric)
+    if not rows:
+        raise ValueError(f"hydra.sweeper.study_name={name}: no trial of this sweep has ended; run it on")
+    columns = ["trial", "state", objective, "val/AP50", "val/AP75", "val/chance_AP50", "time/images_per_s"]
+    trials = pd.DataFrame(rows).reindex(columns=list(dict.fromkeys([*columns, *pd.DataFrame(rows).columns])))
+    trials = trials.sort_values(objective, ascending=not maximize, na_position="last").reset_index(drop=True)
+    return SweepResult(name, objective, list(keys), trials, curves)

@@ -1,0 +1,334 @@
+"""The losses that GHM is compared with, against torch's, torchvision's and naive forms of them."""
+
+import math
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import ghm.operators  # noqa: F401  (before torchvision)
+from ghm.losses import ASL1, OHEM, CrossEntropy, FocalLoss, SmoothL1
+
+modest = settings(max_examples=25, deadline=None)
+
+CLASSIFICATION = {"cross_entropy": CrossEntropy, "focal": FocalLoss, "ohem": OHEM}
+BOX = {"asl1": ASL1, "smooth_l1": SmoothL1}
+ALL = CLASSIFICATION | BOX
+
+
+def logits(seed=0, anchors=40, classes=3, dtype=torch.float64, positives=0.1):
+    generator = torch.Generator().manual_seed(seed)
+    y = (torch.rand(anchors, classes, generator=generator) < positives).to(dtype)
+    x = torch.randn(anchors, classes, generator=generator, dtype=dtype) * 2 - 1
+    return x, y, torch.rand(anchors, classes, generator=generator) < 0.8
+
+
+def offsets(seed=0, positives=30, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    x, y = torch.randn(2, positives, 4, generator=generator, dtype=dtype) * 0.3
+    return x, y, torch.rand(positives, 4, generator=generator) < 0.8
+
+
+def value_and_gradient(loss, x, *rest):
+    x = x.clone().requires_grad_()
+    value = loss(x, *rest)
+    value.backward()
+    return value.detach(), x.grad
+
+
+def assert_same(got, expected):
+    """Values and gradients alike; world_mean divides in float32, hence not closer."""
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-12)
+
+
+# Cross-entropy
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_cross_entropy_is_torchs_mean_over_valid_elements(seed):
+    x, y, valid = logits(seed)
+    expected = value_and_gradient(lambda x: F.binary_cross_entropy_with_logits(x[valid], y[valid]), x)
+    assert_same(value_and_gradient(CrossEntropy(), x, y, valid), expected)
+
+
+# Focal loss
+
+
+def loop_focal(x, y, valid, gamma, alpha):
+    total = positives = 0.0
+    for logit, target, counted in zip(x.flatten().tolist(), y.flatten().tolist(), valid.flatten().tolist(), strict=True):
+        if counted:
+            p = 1 / (1 + math.exp(-logit))
+            p_t, alpha_t = (p, alpha) if target else (1 - p, 1 - alpha)
+            total -= alpha_t * (1 - p_t) ** gamma * math.log(p_t)
+            positives += target
+    return total / max(positives, 1)
+
+
+@pytest.mark.parametrize(("gamma", "alpha"), [(2.0, 0.25), (0.0, 0.5), (0.5, 0.25), (5.0, 0.9), (2.0, 0.0)])
+@pytest.mark.parametrize("seed", range(3))
+def test_focal_loss_equals_its_formula(gamma, alpha, seed):
+    x, y, valid = logits(seed)
+    value = FocalLoss(gamma, alpha)(x, y, valid)
+    assert value.item() == pytest.approx(loop_focal(x, y, valid, gamma, alpha), rel=1e-6)
+
+
+@pytest.mark.parametrize(("gamma", "alpha"), [(2.0, 0.25), (1.0, 0.75)])
+def test_focal_loss_equals_torchvisions(gamma, alpha):
+    from torchvision.ops import sigmoid_focal_loss
+
+    def theirs(x):
+        summed = sigmoid_focal_loss(x[valid], y[valid], alpha, gamma, reduction="sum")
+        return summed / y[valid].sum()
+
+    x, y, valid = logits()
+    assert_same(value_and_gradient(FocalLoss(gamma, alpha), x, y, valid), value_and_gradient(theirs, x))
+
+
+def test_unfocused_focal_loss_is_half_the_summed_cross_entropy():
+    x, y, valid = logits()
+    summed = F.binary_cross_entropy_with_logits(x[valid], y[valid], reduction="sum")
+    value = FocalLoss(gamma=0.0, alpha=0.5)(x, y, valid)
+    torch.testing.assert_close(value, summed / 2 / y[valid].sum(), rtol=1e-6, atol=0)
+
+
+def test_focal_loss_without_positives_is_its_sum():
+    x, y, valid = logits(positives=0.0)
+    assert FocalLoss()(x, y, valid).item() == pytest.approx(loop_focal(x, y, valid, 2.0, 0.25), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "gamma",
+    [
+        0.0,
+        pytest.param(
+            0.5,
+            marks=pytest.mark.xfail(strict=True, reason="(1 - p_t) ** gamma has an infinite slope at p_t = 1, gamma < 1"),
+        ),
+        1.0,
+        2.0,
+    ],
+)
+def test_focal_loss_of_saturated_logits_has_a_finite_gradient(gamma):
+    x = torch.tensor([[1e4, -1e4], [1e4, -1e4], [20.0, -20.0]])
+    y = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+    value, gradient = value_and_gradient(FocalLoss(gamma=gamma), x, y)
+    assert value.isfinite()
+    assert gradient.isfinite().all()
+
+
+# OHEM
+
+
+def naive_ohem(x, y, valid, ratio):
+    """All positives and the hardest negatives, by a sorted list; returns sum and number of what is kept."""
+    ce = F.binary_cross_entropy_with_logits(x, y, reduction="none")
+    positives = ce[valid & (y > 0)].tolist()
+    negatives = sorted(ce[valid & (y == 0)].tolist(), reverse=True)
+    kept = positives + negatives[: math.ceil(ratio * max(len(positives), 1))]
+    return sum(kept), len(kept)
+
+
+@modest
+@given(
+    seed=st.integers(0, 10**6),
+    ratio=st.sampled_from([0.5, 1.0, 3.0, 100.0]),
+    positives=st.sampled_from([0.0, 0.05, 0.5, 1.0]),
+)
+def test_ohem_equals_a_naive_selection(seed, ratio, positives):
+    x, y, valid = logits(seed, positives=positives)
+    total, count = naive_ohem(x, y, valid, ratio)
+    assert OHEM(ratio)(x, y, valid).item() == pytest.approx(total / count, rel=1e-6)
+
+
+def test_ohem_teaches_nothing_to_the_elements_it_drops():
+    x = torch.tensor([[3.0, 2.0, 1.0, 0.0, -1.0]]).T
+    y = torch.tensor([[0.0, 0.0, 0.0, 0.0, 1.0]]).T
+    _, gradient = value_and_gradient(OHEM(ratio=2.0), x, y)
+    assert gradient.ne(0).flatten().tolist() == [True, True, False, False, True]
+
+
+def test_ohem_keeps_the_asked_number_among_equally_hard_negatives():
+    _, gradient = value_and_gradient(OHEM(ratio=3.0), torch.zeros(10, 2), torch.eye(10, 2))
+    assert gradient.ne(0).sum() == 2 + 3 * 2
+
+
+# Box losses
+
+
+@pytest.mark.parametrize("mu", [0.02, 0.5])
+def test_asl1_equals_its_formula(mu):
+    x, y, valid = offsets()
+    expected = value_and_gradient(lambda x: (((x - y)[valid] ** 2 + mu**2).sqrt() - mu).mean(), x)
+    assert_same(value_and_gradient(ASL1(mu), x, y, valid), expected)
+
+
+def test_asl1_of_a_huge_error_is_finite():
+    x = torch.tensor([[1e30, -1e30, 0.0, 1e-30]])
+    value, gradient = value_and_gradient(ASL1(), x, torch.zeros_like(x))
+    assert value.isfinite()
+    torch.testing.assert_close(gradient, torch.tensor([[0.25, -0.25, 0.0, 0.0]]))
+
+
+@pytest.mark.parametrize("delta", [1 / 9, 1.0])
+def test_smooth_l1_equals_its_formula(delta):
+    x, y, valid = offsets()
+
+    def formula(x):
+        d = (x - y)[valid].abs()
+        return torch.where(d <= delta, d**2 / (2 * delta), d - delta / 2).mean()
+
+    assert_same(value_and_gradient(SmoothL1(delta), x, y, valid), value_and_gradient(formula, x))
+    theirs = value_and_gradient(lambda x: F.smooth_l1_loss(x[valid], y[valid], beta=delta), x)
+    assert_same(value_and_gradient(SmoothL1(delta), x, y, valid), theirs)
+
+
+# What all share
+
+
+def inputs_of(name, seed=0, dtype=torch.float64):
+    return logits(seed, dtype=dtype) if name in CLASSIFICATION else offsets(seed, dtype=dtype)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_weight_scales_the_loss(name):
+    arguments = inputs_of(name)
+    torch.testing.assert_close(ALL[name](weight=20.0)(*arguments), 20 * ALL[name]()(*arguments))
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("junk", [math.nan, math.inf, -math.inf, 1e30])
+@pytest.mark.parametrize("rows_only", [False, True])
+def test_ignored_elements_leave_no_trace(name, rows_only, junk):
+    x, y, valid = inputs_of(name)
+    if rows_only:
+        valid = valid[:, 0]
+    expected, expected_gradient = value_and_gradient(ALL[name](), x[valid], y[valid])
+    bad_x, bad_y = x.clone(), y.clone()
+    bad_x[~valid], bad_y[~valid] = junk, junk
+    value, gradient = value_and_gradient(ALL[name](), bad_x, bad_y, valid)
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(gradient[valid], expected_gradient)
+    assert gradient[~valid].eq(0).all()
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("rows", [0, 3])
+def test_nothing_valid_gives_zero_with_a_live_graph(name, rows):
+    x = torch.full((rows, 4), math.nan, requires_grad=True)
+    value = ALL[name]()(x, torch.zeros(rows, 4), torch.zeros(rows, dtype=torch.bool))
+    value.backward()
+    assert value.item() == 0
+    assert x.grad.eq(0).all()
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "ohem", *BOX])
+def test_saturated_input_is_finite(name):
+    x = torch.tensor([[1e4, -1e4, 1e4, -1e4]])
+    value, gradient = value_and_gradient(ALL[name](), x, torch.tensor([[1.0, 1.0, 0.0, 0.0]]))
+    assert value.isfinite()
+    assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_in_full_precision(name, dtype):
+    x, y, valid = inputs_of(name)
+    x, y = x.to(dtype), y.to(dtype)
+    value, gradient = value_and_gradient(ALL[name](), x, y, valid)
+    assert value.dtype == torch.float32
+    assert torch.equal(value, ALL[name]()(x.float(), y.float(), valid))
+    assert gradient.dtype == dtype
+
+
+@modest
+@given(seed=st.integers(0, 10**6), name=st.sampled_from(sorted(ALL)))
+def test_the_order_of_rows_does_not_matter(seed, name):
+    arguments = inputs_of(name, seed)
+    rows = torch.randperm(len(arguments[0]), generator=torch.Generator().manual_seed(seed))
+    torch.testing.assert_close(ALL[name]()(*(tensor[rows] for tensor in arguments)), ALL[name]()(*arguments))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_they_remember_nothing(name):
+    assert not ALL[name]().state_dict()
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_shapes_that_do_not_fit_are_named(name):
+    with pytest.raises(ValueError, match=r"target of shape \(2, 4\): must have the input's shape \(3, 4\)"):
+        ALL[name]()(torch.zeros(3, 4), torch.zeros(2, 4))
+
+
+@pytest.mark.parametrize(
+    ("loss", "name", "value"),
+    [
+        (FocalLoss, "gamma", -1.0),
+        (FocalLoss, "gamma", math.nan),
+        (FocalLoss, "alpha", -0.1),
+        (FocalLoss, "alpha", 1.1),
+        (OHEM, "ratio", 0.0),
+        (ASL1, "mu", 0.0),
+        (SmoothL1, "delta", -1.0),
+    ],
+)
+def test_a_bad_setting_is_named_with_its_value(loss, name, value):
+    with pytest.raises(ValueError, match=f"^{name}={value}: must "):
+        loss(**{name: value})
+
+
+# Two processes
+
+SPLITS = [20, 31, 40, 0]  # rows of 40 that rank 0 has at each step
+ROWS = 40
+
+
+def share(rank, step):
+    return slice(0, SPLITS[step]) if rank == 0 else slice(SPLITS[step], ROWS)
+
+
+def batch(name, step):
+    return logits(step, ROWS, 4) if name in CLASSIFICATION else offsets(step, ROWS)
+
+
+def losses_of_rank(rank, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    values = {
+        name: [
+            value_and_gradient(loss(), *(part[share(rank, step)] for part in batch(name, step)))
+            for step in range(len(SPLITS))
+        ]
+        for name, loss in ALL.items()
+    }
+    torch.save(values, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    torch.multiprocessing.spawn(losses_of_rank, (str(folder),), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
+@pytest.mark.parametrize("step", range(len(SPLITS)))
+@pytest.mark.parametrize("name", ["cross_entropy", "focal", *BOX])
+def test_two_processes_equal_one_on_the_joined_batch(two_ranks, name, step):
+    value, gradient = value_and_gradient(ALL[name](), *batch(name, step))
+    (first, first_gradient), (second, second_gradient) = (rank[name][step] for rank in two_ranks)
+    torch.testing.assert_close((first + second) / 2, value, rtol=1e-6, atol=0)
+    # DistributedDataParallel averages what the ranks send; each rank has its own rows here.
+    torch.testing.assert_close(torch.cat([first_gradient, second_gradient]) / 2, gradient, rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("step", range(len(SPLITS)))
+def test_two_processes_of_ohem_mine_their_own_rows_and_share_the_mean(two_ranks, step):
+    parts = [naive_ohem(*(part[share(rank, step)] for part in batch("ohem", step)), 3.0) for rank in range(2)]
+    expected = sum(total for total, _ in parts) / sum(count for _, count in parts)
+    got = sum(rank["ohem"][step][0].item() for rank in two_ranks) / 2
+    assert got == pytest.approx(expected, rel=1e-6)

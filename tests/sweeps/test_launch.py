@@ -1,0 +1,204 @@
+"""The engine on a toy task, over real Ray, Optuna and MLflow."""
+
+import json
+from pathlib import Path
+
+import optuna
+import pytest
+from filelock import FileLock
+from optuna.trial import TrialState
+
+from ghm.tracking import Tracker
+from sweeps.controller import SweepFailed
+from sweeps.launch import Sweep, run_sweep
+from sweeps.space import parse
+from tests.sweeps.toy import LOADER, parabola
+
+pytestmark = pytest.mark.usefixtures("cluster")
+
+
+def sweep(*arguments: str, pruner=None, seconds: float = 0, **changes) -> float | None:
+    runs = Path("runs").resolve()
+    settings = dict(name="toy", folder=runs / "sweeps" / "toy", runs=runs, direction="maximize", n_trials=4, n_jobs=2)
+    settings |= dict(storage=None, max_failure_rate=0.0, first=[], cpus=0.5, gpus=0, objective="value") | changes
+
+    def compose(number, params, label, context):
+        own = {"dir": str(runs / "sweeps" / "toy" / str(number)), "trial": number, "seconds": seconds, "x": 0}
+        return own | params | {"hub": context["hub"]}
+
+    return run_sweep(
+        Sweep(**settings),
+        parse(list(arguments) or ["x=interval(0.0,2.0)"], {}, {}, LOADER),
+        lambda trials: optuna.samplers.RandomSampler(seed=trials),
+        pruner or optuna.pruners.NopPruner(),
+        parabola,
+        compose,
+        Tracker.open(None, "toy", str(runs)),
+    )
+
+
+def study() -> optuna.Study:
+    return optuna.load_study(study_name="toy", storage=f"sqlite:///{Path('runs').resolve()}/optuna.db")
+
+
+def states() -> list[str]:
+    return [trial.state.name for trial in study().trials]
+
+
+def parent_status() -> str:
+    record = Tracker.open(None, "toy", "runs").sweep("toy")
+    assert record is not None
+    return record.info.status
+
+
+def test_a_sweep_runs_every_trial_and_returns_the_best():
+    best = sweep()
+    values = [trial.value for trial in study().trials]
+    assert states() == ["COMPLETE"] * 4
+    assert best == max(values)
+    assert all(trial.intermediate_values for trial in study().trials)
+    assert parent_status() == "FINISHED"
+
+
+def test_the_same_command_again_runs_nothing_and_a_larger_one_only_the_rest():
+    sweep()
+    first = [trial.params for trial in study().trials]
+    sweep()
+    sweep(n_trials=6)
+    assert states() == ["COMPLETE"] * 6
+    assert [trial.params for trial in study().trials][:4] == first
+    ran = [path.read_text() for path in sorted(Path("runs/sweeps/toy").glob("*/ran"))]
+    assert ran == ["once\n"] * 6
+
+
+def test_a_finite_space_is_searched_in_full_and_each_point_once():
+    sweep("x=0,1,2", n_trials=20)
+    assert sorted(trial.params["x"] for trial in study().trials) == [0, 1, 2]
+
+
+def test_settings_given_by_hand_come_first():
+    sweep(first=[{"x": 0.25}, {"x": 1.75}])
+    assert [trial.params["x"] for trial in study().trials][:2] == [0.25, 1.75]
+
+
+def test_a_trial_left_running_by_a_dead_controller_is_run_again_under_its_number():
+    sweep(n_trials=1)
+    abandoned = study().ask({"x": optuna.distributions.FloatDistribution(0.0, 2.0)})
+    sweep(n_trials=3)
+    assert states() == ["COMPLETE"] * 3
+    assert study().trials[abandoned.number].params == abandoned.params
+
+
+def test_a_failing_trial_ends_the_sweep_unless_failures_are_allowed():
+    with pytest.raises(SweepFailed, match=r"max_failure_rate=0\.0(.|\n)*below zero"):
+        sweep("x=-1,1,2,3", n_jobs=1)
+    assert states()[0] == "FAIL"
+    assert "RUNNING" not in states()
+    assert parent_status() == "FAILED"
+    sweep("x=-1,1,2,3", max_failure_rate=0.5)
+    assert states() == ["FAIL", "COMPLETE", "COMPLETE", "COMPLETE"]
+    assert "below zero" in study().trials[0].user_attrs["error"]
+    assert parent_status() == "FINISHED"
+
+
+def test_a_process_that_dies_takes_only_its_own_trial_along():
+    sweep("x=101,1,2", n_jobs=1, max_failure_rate=0.5)
+    assert states() == ["FAIL", "COMPLETE", "COMPLETE"]
+    assert "its process died" in study().trials[0].user_attrs["error"]
+
+
+def test_a_pruned_trial_is_stopped_early_and_told_apart():
+    pruner = optuna.pruners.ThresholdPruner(lower=-3)
+    sweep("x=1.0,9.0", pruner=pruner, seconds=2, n_jobs=1)
+    pruned = study().trials[1]
+    assert states() == ["COMPLETE", "PRUNED"]
+    assert len(pruned.intermediate_values) < 5
+
+
+def test_an_interrupted_sweep_leaves_nothing_running_and_goes_on(monkeypatch):
+    from sweeps.controller import Controller
+
+    heard = Controller._hear
+
+    def interrupt(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Controller, "_hear", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        sweep(seconds=1)
+    assert set(states()) <= {"WAITING", "COMPLETE"}
+    assert parent_status() == "KILLED"
+    monkeypatch.setattr(Controller, "_hear", heard)
+    sweep()
+    assert states() == ["COMPLETE"] * 4
+    assert parent_status() == "FINISHED"
+
+
+def test_a_free_slot_is_refilled_while_a_long_trial_runs():
+    """A batch of two would have to wait for the long trial; here all short ones end before it."""
+    runs = Path("runs").resolve()
+    ended = []
+
+    def compose(number, params, label, context):
+        return {"dir": str(runs / str(number)), "trial": number, "hub": context["hub"], "x": 1} | {
+            "seconds": 6 if params["x"] == 0 else 0.1
+        }
+
+    from sweeps.view import View
+
+    class Recorder(View):
+        def ended(self, trial, *rest):
+            ended.append(trial)
+            super().ended(trial, *rest)
+
+    import sweeps.launch
+
+    before, sweeps.launch.View = sweeps.launch.View, Recorder
+    try:
+        run_sweep(
+            Sweep("toy", runs / "toy", runs, "maximize", 6, 2, None, 0.0, [{"x": 0}], 0.5, 0, "value"),
+            parse(["x=0,1,2,3,4,5"], {}, {}, LOADER),
+            lambda trials: optuna.samplers.RandomSampler(),
+            optuna.pruners.NopPruner(),
+            parabola,
+            compose,
+            Tracker.open(None, "toy", str(runs)),
+        )
+    finally:
+        sweeps.launch.View = before
+    assert ended[-1] == 0
+    assert len(ended) == 6
+
+
+def test_another_space_under_the_same_name_is_refused():
+    sweep("x=0,1")
+    with pytest.raises(ValueError, match=r"study_name=toy.*another space"):
+        sweep("x=0,2")
+    assert states() == ["COMPLETE"] * 2
+
+
+def test_two_controllers_in_one_folder_are_refused():
+    folder = Path("runs/sweeps/toy")
+    folder.mkdir(parents=True)
+    with FileLock(folder / ".lock"), pytest.raises(ValueError, match="another sweep is running"):
+        sweep()
+
+
+def test_more_slots_than_the_cluster_holds_are_refused():
+    with pytest.raises(ValueError, match=r"n_jobs=9: 9 slots of 0\.5 CPU do not fit the 4"):
+        sweep(n_jobs=9)
+    assert "RUNNING" not in states()
+
+
+def test_results_are_written_as_hydras_own_sweeper_does():
+    best = sweep()
+    from omegaconf import OmegaConf
+
+    written = OmegaConf.load("runs/sweeps/toy/optimization_results.yaml")
+    assert written.best_value == best
+    assert json.loads(json.dumps(dict(written.best_params))) == study().best_params
+
+
+def test_waiting_trials_are_not_counted_as_ended():
+    sweep(first=[{"x": 0.5}], n_trials=2)
+    assert len(study().get_trials(states=(TrialState.WAITING,))) == 0

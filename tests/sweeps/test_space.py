@@ -1,0 +1,110 @@
+import optuna
+import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+from sweeps.space import Space, parse
+from tests.sweeps.toy import LOADER
+
+CONDITIONAL = {"loss=ghm": {"loss.cls.bins": "range(10,41,15)"}, "loss=focal": {"loss.cls.gamma": "interval(1,3)"}}
+
+
+def space(*arguments: str, params=None, when=None) -> Space:
+    return parse(list(arguments), params or {}, when or {}, LOADER)
+
+
+@pytest.mark.parametrize(
+    ("sweep", "distribution"),
+    [
+        ("choice(1,2)", CategoricalDistribution([1, 2])),
+        ("1,2", CategoricalDistribution([1, 2])),
+        ("a,b", CategoricalDistribution(["a", "b"])),
+        ("true,false", CategoricalDistribution([True, False])),
+        ("range(0,3)", IntDistribution(0, 2)),
+        ("range(0,10,4)", IntDistribution(0, 8, step=4)),
+        ("range(1,4)", IntDistribution(1, 3)),
+        ("range(0.0,1.0,0.25)", FloatDistribution(0.0, 0.75, step=0.25)),
+        ("interval(0,1)", FloatDistribution(0.0, 1.0)),
+        ("interval(0.5,2)", FloatDistribution(0.5, 2.0)),
+        ("int(interval(1,8))", IntDistribution(1, 8)),
+        ("tag(log,interval(0.001,1))", FloatDistribution(0.001, 1.0, log=True)),
+        ("tag(log,int(interval(1,100)))", IntDistribution(1, 100, log=True)),
+    ],
+)
+def test_hydra_syntax_becomes_the_distribution_it_means(sweep, distribution):
+    assert space(f"seed={sweep}").dimensions[0].distribution == distribution
+
+
+@pytest.mark.parametrize("sweep", ["interval(3,1)", "range(3,1)", "tag(log,interval(0,1))"])
+def test_a_sweep_without_a_point_names_its_key_and_value(sweep):
+    with pytest.raises(ValueError, match=r"loss\.cls\.gamma=.*cannot be swept"):
+        space(f"loss.cls.gamma={sweep}")
+
+
+def test_what_is_typed_overrules_what_is_configured():
+    swept = space("loss=focal", "seed=5", params={"loss": "choice(ghm,focal)", "seed": "range(3)", "epochs": "1,2"})
+    assert swept.fixed == {"loss": "focal", "seed": "5"}
+    assert [dimension.key for dimension in swept.dimensions] == ["epochs"]
+
+
+def test_a_conditional_key_is_sampled_only_with_its_choice():
+    swept = space(params={"loss": "choice(ghm,focal,cross_entropy)"}, when=CONDITIONAL)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    seen = set()
+    for _ in range(40):
+        params = swept.suggest(study.ask())
+        seen.add((params["loss"], tuple(sorted(params))))
+    assert seen == {
+        ("ghm", ("loss", "loss.cls.bins")),
+        ("focal", ("loss", "loss.cls.gamma")),
+        ("cross_entropy", ("loss",)),
+    }
+
+
+def test_a_condition_may_hold_by_a_fixed_choice():
+    swept = space("loss=focal", params={"loss": "choice(ghm,focal)"}, when=CONDITIONAL)
+    assert set(swept.suggest(optuna.create_study().ask())) == {"loss.cls.gamma"}
+
+
+def test_a_condition_on_what_nobody_chooses_is_refused():
+    with pytest.raises(ValueError, match="nothing chooses loss"):
+        space(when=CONDITIONAL)
+
+
+def test_a_trial_becomes_ordinary_hydra_overrides():
+    swept = space("epochs=3", "+extra=[1,2]", "loss=ghm,focal", "loss.cls.weight=interval(1,2)")
+    overrides = swept.overrides({"loss": "focal", "loss.cls.weight": 1.5})
+    assert overrides == ["epochs=3", "+extra=[1,2]", "loss=focal", "loss.cls.weight=1.5"]
+
+
+def test_quoted_choices_keep_their_quotes():
+    swept = space("device='a b','c,d'")
+    assert swept.dimensions[0].override("c,d") == "device='c,d'"
+
+
+def test_a_finite_space_lists_each_point_once_and_only_active_keys():
+    swept = space("seed=range(2)", "loss=ghm,cross_entropy", when={"loss=ghm": {"loss.cls.bins": "10,30"}})
+    points = swept.points(most=6)
+    assert len(points) == 6
+    assert {"seed": 1, "loss": "cross_entropy"} in points
+    assert {"seed": 0, "loss": "ghm", "loss.cls.bins": 30} in points
+    assert swept.points(most=5) is None
+    assert space("loss.cls.gamma=interval(1,2)").points(most=100) is None
+    assert space("epochs=1").points(most=1) == [{}]
+
+
+def test_probes_try_every_choice_and_both_ends_where_they_are_active():
+    swept = space(params={"loss": "choice(ghm,focal)"}, when=CONDITIONAL)
+    probes = swept.probes()
+    for wanted in (
+        {"loss": "ghm", "loss.cls.bins": 10},
+        {"loss": "ghm", "loss.cls.bins": 40},
+        {"loss": "focal", "loss.cls.gamma": 1.0},
+        {"loss": "focal", "loss.cls.gamma": 3.0},
+    ):
+        assert wanted in probes
+
+
+def test_the_fingerprint_tells_spaces_apart():
+    assert space("seed=1,2").fingerprint() == space("seed=1,2").fingerprint()
+    assert space("seed=1,2").fingerprint() != space("seed=1,3").fingerprint()
+    assert space("seed=1,2").fingerprint() != space("seed=1,2", "epochs=3").fingerprint()

@@ -1,0 +1,145 @@
+"""What a checkpoint holds, that it is whole or not there, and that it runs no code."""
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from ghm.checkpoint import RunState
+from ghm.losses import GHMC
+from ghm.schedule import multi_step, one_cycle
+
+
+class Classifier(nn.Module):
+    """A model with a loss that has a state, and an optimizer state worth keeping."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.loss = nn.Linear(3, 2), GHMC(bins=5, strength_warmup=4)
+
+    def forward(self, x, y):
+        return self.loss(self.layer(x), y)
+
+
+def run(seed, schedule=multi_step):
+    torch.manual_seed(seed)
+    model = Classifier()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    extra = {"milestones": [1]} if schedule is multi_step else {}
+    return RunState(model, optimizer, schedule(optimizer, epochs=4, steps_per_epoch=3, **extra))
+
+
+def train(state, steps):
+    for step in steps:
+        generator = torch.Generator().manual_seed(step)
+        x = torch.randn(6, 3, generator=generator)
+        state.optimizer.zero_grad()
+        state.model(x, (x[:, :2] > 0).float()).backward()
+        state.optimizer.step()
+        state.scheduler.step()
+
+
+@pytest.mark.parametrize("schedule", [one_cycle, multi_step])
+def test_a_loaded_run_continues_bit_for_bit(tmp_path, schedule):
+    unbroken, first, second = (run(seed, schedule) for seed in (0, 0, 1))
+    train(unbroken, range(8))
+    train(first, range(4))
+    first.save(tmp_path / "last.pt")
+    second.load(tmp_path / "last.pt")
+    train(second, range(4, 8))
+    expected = unbroken.model.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in second.model.state_dict().items())
+    assert second.scheduler.get_last_lr() == unbroken.scheduler.get_last_lr()
+
+
+def test_epoch_best_and_metrics_come_back(tmp_path):
+    state, other = run(0), run(1)
+    state.epoch, state.best, state.metrics = 7, 0.25, {"val/AP": 0.25, "train/loss": 1.5}
+    state.save(tmp_path / "last.pt")
+    other.load(tmp_path / "last.pt")
+    assert (other.epoch, other.best, other.metrics) == (7, 0.25, {"val/AP": 0.25, "train/loss": 1.5})
+
+
+def test_a_new_run_has_finished_nothing_and_beaten_nothing():
+    state = run(0)
+    assert (state.epoch, state.best, state.metrics) == (0, float("-inf"), {})
+
+
+def test_the_folder_is_made(tmp_path):
+    path = tmp_path / "a" / "b" / "last.pt"
+    run(0).save(path)
+    assert [file.name for file in path.parent.iterdir()] == ["last.pt"]
+
+
+def test_a_save_that_fails_leaves_the_old_file(tmp_path):
+    path = tmp_path / "last.pt"
+    state = run(0)
+    state.epoch = 1
+    state.save(path)
+    before = path.read_bytes()
+    state.epoch, state.metrics = 2, {"val/AP": lambda: 0.5}  # type: ignore[dict-item]
+    with pytest.raises((AttributeError, pickle.PicklingError)):
+        state.save(path)
+    assert path.read_bytes() == before
+    # And the next good save is not hindered by what the failed one left.
+    state.metrics = {"val/AP": 0.5}
+    state.save(path)
+    other = run(1)
+    other.load(path)
+    assert (other.epoch, other.metrics) == (2, {"val/AP": 0.5})
+
+
+def test_the_old_file_stands_until_the_new_one_is_whole(tmp_path, monkeypatch):
+    path = tmp_path / "last.pt"
+    state = run(0)
+    state.save(path)
+    before, seen = path.read_bytes(), []
+    real = torch.save
+
+    def watched(content, file):
+        real(content, file)
+        seen.append(path.read_bytes() == before)
+
+    monkeypatch.setattr(torch, "save", watched)
+    state.epoch = 1
+    state.save(path)
+    assert seen == [True]
+    assert path.read_bytes() != before
+
+
+def test_last_and_best_lie_side_by_side(tmp_path):
+    state = run(0)
+    for epoch, name in ((1, "best.pt"), (2, "last.pt")):
+        state.epoch = epoch
+        state.save(tmp_path / name)
+    state.load(tmp_path / "best.pt")
+    assert state.epoch == 1
+
+
+class Payload:
+    """Touches a file when it is unpickled."""
+
+    def __init__(self, trace):
+        self.trace = trace
+
+    def __reduce__(self):
+        return Path.touch, (self.trace,)
+
+
+@pytest.mark.parametrize("wrap", [lambda payload: payload, lambda payload: {"model": payload}])
+def test_code_in_a_file_is_refused_and_not_run(tmp_path, wrap):
+    trace = tmp_path / "executed"
+    torch.save(wrap(Payload(trace)), tmp_path / "last.pt")
+    with pytest.raises(pickle.UnpicklingError):
+        run(0).load(tmp_path / "last.pt")
+    assert not trace.exists()
+
+
+def test_a_file_for_another_model_is_refused(tmp_path):
+    state, other = run(0), run(1)
+    state.save(tmp_path / "last.pt")
+    other.model = nn.Linear(2, 2)
+    with pytest.raises(RuntimeError, match="Missing key"):
+        other.load(tmp_path / "last.pt")

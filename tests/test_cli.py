@@ -1,0 +1,123 @@
+"""Bad input: one line that names key and value, exit code 2, and nothing half done."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import optuna
+import pytest
+from mlflow.tracking import MlflowClient
+
+SMALL = ("epochs=1", "data.train_images=16", "data.val_images=8")
+
+
+def unfinished(runs: Path = Path("runs")) -> list[str]:
+    """Names of MLflow runs and Optuna trials still marked as running."""
+    found = []
+    if (runs / "mlflow.db").exists():
+        client = MlflowClient(f"sqlite:///{runs.resolve()}/mlflow.db")
+        ids = [experiment.experiment_id for experiment in client.search_experiments()]
+        found += [run.info.run_name for run in client.search_runs(ids) if run.info.status == "RUNNING"]
+    if (runs / "optuna.db").exists():
+        storage = f"sqlite:///{runs.resolve()}/optuna.db"
+        for name in optuna.get_all_study_names(storage):
+            trials = optuna.load_study(study_name=name, storage=storage).trials
+            found += [f"{name} {trial.number}" for trial in trials if trial.state == optuna.trial.TrialState.RUNNING]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["train", "loss.cls.binz=3"], ["loss.cls.binz", "+loss.cls.binz=3"]),
+        (["train", "loss=nonsense"], ["loss/nonsense", "focal"]),
+        (["train", "nonsense=3"], ["nonsense", "3"]),
+        (["train", "loss.cls.bins=0"], ["loss.cls.bins=0", "1 or more"]),
+        (["train", "loss.cls.bins=2.5"], ["loss.cls.bins=2.5", "whole number"]),
+        (["train", "loss.cls.momentum=1.0"], ["loss.cls.momentum=1.0", "[0, 1)"]),
+        (["train", "loss.box.mu=0"], ["loss.box.mu=0", "above 0"]),
+        (["train", "loss.cls.density=exactly"], ["loss.cls.density=exactly", "'exact'"]),
+        (["train", "loss=focal", "loss.cls.gamma=-1"], ["loss.cls.gamma=-1", "0 or more"]),
+        (["train", "loss.prior=1"], ["loss.prior=1", "(0, 1)"]),
+        (["train", "epochs=0"], ["epochs=0", "at least 1"]),
+        (["train", "epochs=many"], ["epochs=many", "at least 1"]),
+        (["train", "objective=val/mAP"], ["objective=val/mAP", "val/AP"]),
+        (["train", "optimizer.lr=-1"], ["optimizer.lr=-1", "learning rate"]),
+        (["train", "data.train_images=0"], ["data.train_images=0", "at least 1"]),
+        (["train", "data=coco_folder"], ["data.root=null", "data.root=PATH"]),
+        (["train", "data=coco_folder", "data.root=empty"], ["data.root=empty", "instances_train.json"]),
+        (["train", "data=coco_folder", "data.root=holes"], ["file_name=gone.jpg", "image 7"]),
+        (["train", "scaling=workers", "batch_size=3"], ["batch_size=3", "scaling.num_workers=2"]),
+        (["train", "tracking=server"], ["MLFLOW_TRACKING_URI"]),
+        (["train", "-m", "loss.cls.binz=1,2"], ["loss.cls.binz"]),
+        (["train", "-m", "loss.cls.bins=10,0"], ["loss.cls.bins=0", "1 or more"]),
+        (["train", "-m", "loss=ghm,nonsense"], ["loss/nonsense"]),
+        (["train", "-m", "loss=focal", "loss.cls.gamma=interval(3,1)"], ["loss.cls.gamma=interval(3,1)"]),
+        (["train", "-m", "+sweep=nonsense"], ["sweep/nonsense", "demo"]),
+        (["train", "-m", "seed=1,2", "hydra.sweeper.n_trials=0"], ["hydra.sweeper.n_trials=0", "at least 1"]),
+        (["train", "-m", "seed=1,2", "hydra.sweeper.n_jobs=0"], ["hydra.sweeper.n_jobs=0", "at least 1"]),
+        (["train", "-m", "seed=1,2", "hydra.sweeper.direction=up"], ["hydra.sweeper.direction=up", "maximize"]),
+        (["train", "-m", "seed=1,2", "hydra.sweeper.storage=nowhere"], ["hydra.sweeper.storage=nowhere"]),
+        (["report", "hydra.sweeper.study_name=unheard"], ["hydra.sweeper.study_name=unheard"]),
+        (["fly"], ["fly", "train"]),
+    ],
+    ids=lambda value: " ".join(value)[:60] if value and isinstance(value[0], str) else None,
+)
+def test_bad_input_is_one_line_that_names_key_and_value(arguments, named, ghm, capsys):
+    Path("empty").mkdir()
+    _folder_with_a_missing_image(Path("holes"))
+    assert ghm(*arguments) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1, lines
+    assert "Traceback" not in lines[0]
+    for word in named:
+        assert word in lines[0]
+    assert not unfinished()
+
+
+def _folder_with_a_missing_image(folder: Path) -> None:
+    (folder / "images").mkdir(parents=True)
+    (folder / "annotations").mkdir()
+    content = {
+        "images": [{"id": 7, "file_name": "gone.jpg", "width": 8, "height": 8}],
+        "annotations": [{"id": 1, "image_id": 7, "category_id": 1, "bbox": [1, 1, 4, 4], "area": 16, "iscrowd": 0}],
+        "categories": [{"id": 1, "name": "thing"}],
+    }
+    for split in ("train", "val"):
+        (folder / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+
+
+def test_an_unreachable_tracking_server_is_named_within_seconds(ghm, capsys, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    assert ghm("train", *SMALL) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "MLFLOW_TRACKING_URI=http://127.0.0.1:9" in line
+    assert not Path("runs").exists() or not list(Path("runs").rglob("*.pt"))
+
+
+def test_a_traceback_is_shown_when_asked_for(ghm, capsys, monkeypatch):
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    assert ghm("train", "loss.cls.bins=0") == 2
+    assert "Traceback" in capsys.readouterr().err
+    assert os.environ["HYDRA_FULL_ERROR"] == "1"
+
+
+def test_help_lists_the_verbs(ghm, capsys):
+    assert ghm("--help") == 0
+    shown = capsys.readouterr().out
+    for verb in ("train", "train -m", "report"):
+        assert f"ghm {verb}" in shown
+
+
+def test_hydras_own_flags_work(ghm, capsys):
+    assert ghm("train", "--cfg", "job", "loss=focal") == 0
+    assert "ghm.losses.FocalLoss" in capsys.readouterr().out
+
+
+def test_the_console_script_exits_with_the_same_code():
+    script = Path(sys.executable).parent / "ghm"
+    done = subprocess.run([script, "train", "loss.cls.bins=0"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("ghm: loss.cls.bins=0")

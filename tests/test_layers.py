@@ -1,0 +1,113 @@
+"""The arrows between rooms: what each may import, read from the source and tried without the rest installed."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+TORCH = {"torch", "torchvision", "numpy", "PIL", "pycocotools"}
+# room -> (rooms of ours it may import, third-party packages it may import)
+ARROWS: dict[str, tuple[set[str], set[str]]] = {
+    "ghm/__init__.py": (set(), set()),
+    "ghm/operators.py": (set(), {"torch", "torchvision"}),
+    "ghm/losses": ({"ghm.losses"}, {"torch"}),
+    "ghm/data": ({"ghm.data", "ghm.operators"}, TORCH),
+    "ghm/models": ({"ghm.models", "ghm.operators"}, {"torch", "torchvision"}),
+    "ghm/engine.py": (set(), {"torch"}),
+    "ghm/schedule.py": (set(), {"torch"}),
+    "ghm/evaluate.py": (set(), {"torch", "numpy", "pycocotools"}),
+    "ghm/checkpoint.py": (set(), {"torch"}),
+    "ghm/tracking.py": (set(), {"mlflow"}),
+    "ghm/worker.py": (
+        {"ghm.engine", "ghm.evaluate", "ghm.checkpoint", "ghm.data", "ghm.models", "ghm.losses", "ghm.tracking", "ghm"},
+        {"torch", "ray", "hydra", "omegaconf"},
+    ),
+    "ghm/report": ({"ghm.report", "ghm.tracking"}, {"matplotlib", "pandas", "scipy", "numpy", "jinja2", "rich"}),
+    "ghm/cli.py": ({"ghm.worker", "ghm.report", "ghm.tracking"}, {"hydra", "omegaconf", "rich"}),
+    "sweeps": (
+        {"sweeps", "ghm.tracking"},
+        {"optuna", "ray", "hydra", "omegaconf", "filelock", "rich", "sqlalchemy"},
+    ),
+}
+BARE = ("losses", "data", "models", "engine", "schedule", "evaluate", "checkpoint")
+
+
+def imports(file: Path) -> set[str]:
+    """Dotted names a file imports, at any depth."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            plain = {f"ghm.{alias.name}" for alias in node.names} if node.module == "ghm" else {node.module or ""}
+            found |= plain
+    return found
+
+
+def sources() -> list[Path]:
+    return sorted([*(ROOT / "ghm").rglob("*.py"), *(ROOT / "sweeps").rglob("*.py")])
+
+
+@pytest.mark.parametrize("file", sources(), ids=lambda file: str(file.relative_to(ROOT)))
+def test_a_room_imports_only_what_its_arrows_allow(file: Path):
+    name = str(file.relative_to(ROOT))
+    room = max((room for room in ARROWS if name == room or name.startswith(f"{room}/")), key=len)
+    ours, packages = ARROWS[room]
+    for imported in imports(file):
+        top = imported.split(".")[0]
+        if top in ("ghm", "sweeps"):
+            allowed = any(imported == one or imported.startswith(f"{one}.") for one in ours)
+        else:
+            allowed = top in packages or top in sys.stdlib_module_names
+        assert allowed, f"{name} imports {imported}"
+
+
+def test_only_the_doors_see_mlflow_optuna_and_ray_train():
+    doors = {"mlflow": "ghm/tracking.py", "optuna": "sweeps/", "ray.train": "ghm/worker.py"}
+    for file in sources():
+        for package, door in doors.items():
+            if any(name == package or name.startswith(f"{package}.") for name in imports(file)):
+                assert str(file.relative_to(ROOT)).startswith(door), f"{file} imports {package}"
+
+
+def test_the_torch_rooms_import_without_ray_hydra_optuna_and_mlflow():
+    code = f"""
+import importlib, sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("ray", "hydra", "omegaconf", "optuna", "mlflow"):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent())
+for room in {BARE!r}:
+    importlib.import_module(f"ghm.{{room}}")
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_the_losses_need_torch_alone():
+    code = """
+import sys
+before = set(sys.modules)
+import torch
+with_torch = set(sys.modules)
+from ghm.losses import ASL1, GHMC, GHMR, OHEM, CrossEntropy, FocalLoss, SmoothL1
+new = {name.split(".")[0] for name in set(sys.modules) - with_torch}
+assert new <= {"ghm"} | set(sys.stdlib_module_names), new
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_importing_the_package_changes_neither_environment_nor_random_state():
+    code = """
+import os, torch
+state, environment = torch.random.get_rng_state(), dict(os.environ)
+import ghm.losses, ghm.data, ghm.models, ghm.engine, ghm.evaluate, ghm.tracking, ghm.worker, ghm.cli, sweeps.launch
+assert torch.equal(state, torch.random.get_rng_state())
+changed = {name for name in os.environ.keys() | environment.keys() if os.environ.get(name) != environment.get(name)}
+assert not {name for name in changed if name.startswith("GHM") or name.startswith("MLFLOW")}, changed
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -1,0 +1,125 @@
+"""Runs and sweeps from the command line to the tracker, small but real."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from mlflow.entities import Run
+from mlflow.tracking import MlflowClient
+
+SMALL = ("data.train_images=16", "data.val_images=8", "data.image_size=64", "batch_size=8")
+
+
+def client(runs: str = "runs") -> MlflowClient:
+    return MlflowClient(f"sqlite:///{Path(runs).resolve()}/mlflow.db")
+
+
+def recorded() -> list[Run]:
+    """All runs, oldest first."""
+    found = client().search_runs([client().get_experiment_by_name("ghm").experiment_id])
+    return sorted(found, key=lambda run: run.info.start_time)
+
+
+def artifacts(run: Run) -> set[str]:
+    def below(path: str | None) -> set[str]:
+        entries = client().list_artifacts(run.info.run_id, path)
+        return {file for entry in entries for file in (below(entry.path) if entry.is_dir else {entry.path})}
+
+    return below(None)
+
+
+def steps(run: Run, metric: str) -> list[int]:
+    return [entry.step for entry in client().get_metric_history(run.info.run_id, metric)]
+
+
+def test_a_run_records_metrics_config_and_checkpoints(ghm):
+    assert ghm("train", "epochs=2", *SMALL, "dir=runs/one") == 0
+    (run,) = recorded()
+    assert run.info.status == "FINISHED"
+    names = {"train/loss", "train/loss_cls", "train/loss_box", "train/ce", "time/images_per_s", "val/chance_AP50"}
+    names |= {f"val/{name}" for name in ("AP", "AP50", "AP60", "AP70", "AP75", "AP80", "AP90", "APs")}
+    assert names <= run.data.metrics.keys()
+    assert all(math.isfinite(value) for value in run.data.metrics.values())
+    assert steps(run, "train/loss") == [1, 2]
+    assert run.data.params["loss.cls._target_"] == "ghm.losses.GHMC"
+    assert run.data.params["loss.cls.bins"] == "30"
+    assert "mlflow.source.git.commit" in run.data.tags
+    assert {"checkpoints/best.pt", "checkpoints/last.pt"} <= artifacts(run)
+    assert {"config/config.yaml", "config/overrides.yaml", "config/packages.json"} <= artifacts(run)
+    saved = torch.load("runs/one/last.pt", weights_only=True)
+    assert saved["epoch"] == 2
+    assert saved["model"]["head.classification_head.loss.density.average"].sum() > 0
+
+
+def test_a_run_continued_equals_one_never_stopped(ghm):
+    short = ("schedule=paper", "schedule.milestones=[1]", *SMALL)  # its rate does not depend on the last epoch
+    assert ghm("train", "epochs=3", *short, "dir=runs/whole") == 0
+    assert ghm("train", "epochs=1", *short, "dir=runs/parts") == 0
+    assert ghm("train", "epochs=3", *short, "dir=runs/parts") == 0
+    whole, parts = recorded()
+    assert steps(parts, "train/loss") == [1, 2, 3]
+    for metric in ("train/loss", "train/ce", "val/AP"):
+        assert parts.data.metrics[metric] == whole.data.metrics[metric]
+    one, other = (torch.load(f"runs/{name}/last.pt", weights_only=True)["model"] for name in ("whole", "parts"))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_a_run_that_diverges_ends_as_failed_with_its_reason(ghm, capsys):
+    assert ghm("train", "epochs=1", *SMALL, "optimizer=sgd", "optimizer.lr=1e30", "clip_grad=null") == 1
+    (run,) = recorded()
+    assert run.info.status == "FAILED"
+    assert run.data.tags["sweep.state"] == "failed"
+    assert "FloatingPointError" in run.data.tags["error"]
+    assert "optimizer.lr" in capsys.readouterr().err
+
+
+def test_two_worker_processes_train_one_model(ghm):
+    import ray
+
+    try:
+        assert ghm("train", "epochs=2", *SMALL, "scaling=workers", "scaling.num_workers=2", "dir=runs/two") == 0
+    finally:
+        ray.shutdown()
+    (run,) = recorded()
+    assert run.info.status == "FINISHED"
+    assert steps(run, "train/loss") == [1, 2]
+    assert steps(run, "val/AP") == [1, 2]
+    saved = torch.load("runs/two/last.pt", weights_only=True)
+    # Two steps an epoch of eight images each, four from either worker: the density saw every step.
+    assert saved["model"]["head.classification_head.loss.density.updates"] == 4
+
+
+def test_a_sweep_runs_reports_and_continues(ghm, capsys):
+    swept = ("train", "-m", "epochs=1", *SMALL, "loss=focal,cross_entropy", "hydra.sweeper.study_name=two")
+    two = (*swept, "hydra.sweeper.n_jobs=2")
+    code = ghm(*two)
+    shown = capsys.readouterr()
+    # One epoch of sixteen images teaches nothing, and the sweep must say so.
+    assert code in (0, 1)
+    assert (code == 1) == ("no trial beats" in shown.err)
+    assert "loss=focal" in shown.out
+    assert "MLflow UI: " in shown.out
+    parent, *children = recorded()
+    assert {run.info.status for run in (parent, *children)} == {"FINISHED"}
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
+    assert {run.data.tags["sweep.state"] for run in children} == {"finished"}
+    assert {json.loads(run.data.tags["sweep.params"])["loss"] for run in children} == {"focal", "cross_entropy"}
+    assert {"report/index.html", "report/ranking.csv", "figures/ranking.png"} <= artifacts(parent)
+    page = Path("runs/sweeps/two/report/index.html").read_text()
+    assert "loss=focal" in page
+    assert "http" not in page.replace("http-equiv", "")  # one file, nothing fetched
+    for number in ("0000", "0001"):
+        assert (Path("runs/sweeps/two") / number / ".hydra" / "overrides.yaml").exists()
+    before = {run.info.run_id for run in recorded()}
+    assert ghm(*two) == code
+    assert {run.info.run_id for run in recorded()} == before
+    assert ghm("report", *swept[2:]) == code
+
+
+@pytest.mark.parametrize("scaling", ["local", "workers"])
+def test_a_trial_learns_of_a_bad_folder_before_anything_is_recorded(ghm, scaling):
+    assert ghm("train", "data=coco_folder", "data.root=nowhere", f"scaling={scaling}") == 2
+    assert not list(Path().rglob("*.pt"))
+    assert not Path("runs/single").exists() or not list(Path("runs/single").glob("*/mlflow_run_id"))
