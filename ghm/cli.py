@@ -87,7 +87,7 @@ def _report() -> None:
     # The sweep's own command line is understood: what it sweeps over does not matter here.
     given = [argument for argument in sys.argv[1:] if argument not in ("-m", "--multirun")]
     overrides = OverridesParser.create().parse_overrides(given)
-    arguments = [override.input_line for override in overrides if not override.is_sweep_override()]
+    arguments = [str(override.input_line) for override in overrides if not override.is_sweep_override()]
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         config = hydra.compose("train", arguments, return_hydra_config=True)
     HydraConfig.instance().set_config(config)

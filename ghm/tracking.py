@@ -61,7 +61,7 @@ class Tracker:
                 self.client = MlflowClient(tracking_uri=uri)
                 found = self.client.get_experiment_by_name(experiment)
                 self.experiment_id = found.experiment_id if found else self._create(experiment, artifacts)
-        except (MlflowException, OSError) as error:
+        except Exception as error:  # every kind of store fails in its own way
             reason = str(error).splitlines()[0][:200]
             raise ValueError(
                 f"MLFLOW_TRACKING_URI={uri}: no tracking server answers there ({reason}); "

@@ -1,12 +1,10 @@
 """The whole path of one run: `train` drives it, `train_worker` is what each Ray Train worker does."""
 
 import copy
-import importlib.metadata
 import json
 import logging
 import os
 import re
-import subprocess
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -15,21 +13,20 @@ from typing import Any
 
 import ray
 import ray.train
-import ray.train.torch
 import torch
 import torch.distributed as dist
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer, get_device
 from torch import nn
 
-from ghm import engine, evaluate
+from ghm import engine, evaluate, provenance
 from ghm.checkpoint import RunState
 from ghm.data import Data, train_loader, val_loader
 from ghm.tracking import Run, Tracker
 
-PACKAGES = ("ghm", "torch", "torchvision", "ray", "hydra-core", "optuna", "mlflow", "pycocotools", "numpy")
 LAST, BEST, RUN_ID = "last.pt", "best.pt", "mlflow_run_id"
 
 
@@ -134,7 +131,7 @@ def _open_run(cfg: DictConfig, folder: Path) -> tuple[Run, bool]:
     if known.exists() and (run := tracker.resume(known.read_text())) is not None:
         return run, True
     tags = {f"sweep.{key}": cfg.trial[key] for key in ("name", "trial", "params") if cfg.trial[key] is not None}
-    tags |= {"mlflow.source.git.commit": _commit(), "dir": folder}
+    tags |= {"mlflow.source.git.commit": provenance.commit(), "dir": folder}
     run = tracker.start(cfg.trial.label or folder.name, tags, parent=cfg.trial.parent_run)
     folder.mkdir(parents=True, exist_ok=True)
     known.write_text(run.run_id)
@@ -144,47 +141,28 @@ def _open_run(cfg: DictConfig, folder: Path) -> tuple[Run, bool]:
 def _describe(run: Run, cfg: DictConfig, folder: Path) -> None:
     """Record all that the run depends on: config, overrides, versions of packages."""
     about = {key: cfg[key] for key in cfg if key not in ("cwd", "dir", "runs", "tracking", "trial")}
-    run.log_params(_flat(OmegaConf.to_container(OmegaConf.create(about), resolve=True)))
+    run.log_params(provenance.flat(OmegaConf.to_container(OmegaConf.create(about), resolve=True)))
     run.log_text(OmegaConf.to_yaml(cfg, resolve=True), "config/config.yaml")
-    packages = {name: importlib.metadata.version(name) for name in PACKAGES}
-    run.log_text(json.dumps(packages, indent=2), "config/packages.json")
+    run.log_text(json.dumps(provenance.packages(), indent=2), "config/packages.json")
     overrides = folder / ".hydra" / "overrides.yaml"
     if overrides.exists():
         run.log_file(overrides, "config")
 
 
-def _flat(node: Any, path: str = "") -> dict[str, Any]:
-    if not isinstance(node, dict):
-        return {path: node}
-    return {
-        key: value for name, child in node.items() for key, value in _flat(child, f"{path}.{name}".strip(".")).items()
-    }
-
-
-def _commit() -> str:
-    """The commit of this source tree, marked when files differ from it; "unknown" outside of git."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
 def _fit(cfg: DictConfig, folder: Path, run_id: str) -> dict[str, Any]:
     """Run `train_worker` under Ray Train: in this process, or as a group of worker processes."""
     job = {"config": OmegaConf.to_container(cfg, resolve=True), "folder": str(folder), "run_id": run_id}
-    scaling = cfg.scaling
-    if scaling.num_workers == 0:
-        # Local mode needs no Ray cluster and keeps nothing itself: checkpoints and retries are ours.
-        trainer = ray.train.torch.TorchTrainer(
-            train_worker, train_loop_config=job, scaling_config=ScalingConfig(num_workers=0)
-        )
-        return trainer.fit().return_value
+    if cfg.scaling.num_workers > 0:
+        return _fit_in_workers(job, cfg.scaling)
+    # Local mode needs no Ray cluster and keeps nothing itself: checkpoints and retries are ours.
+    here = ScalingConfig(num_workers=0)
+    return TorchTrainer(train_worker, train_loop_config=job, scaling_config=here).fit().return_value
+
+
+def _fit_in_workers(job: dict[str, Any], scaling: DictConfig) -> dict[str, Any]:
     # Train's controller answers a report once per interval; its default of 2 s is long beside an epoch.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-    if not ray.is_initialized():
-        ray.init(log_to_driver=False, logging_level="ERROR", include_dashboard=False)
-    trainer = ray.train.torch.TorchTrainer(
+    trainer = TorchTrainer(
         train_worker,
         train_loop_config=job,
         scaling_config=ScalingConfig(
@@ -193,15 +171,22 @@ def _fit(cfg: DictConfig, folder: Path, run_id: str) -> dict[str, Any]:
             resources_per_worker={"CPU": scaling.cpus, "GPU": scaling.gpus},
         ),
         run_config=RunConfig(
-            name=f"train-{run_id}",
-            storage_path=str(folder / "ray"),
+            name=f"train-{job['run_id']}",
+            storage_path=f"{job['folder']}/ray",
             failure_config=FailureConfig(max_failures=scaling.max_failures, controller_failure_limit=3),
             worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": str(scaling.cpus)}},
         ),
     )
-    # In the main thread `fit` would take the interrupt handler over for good.
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(trainer.fit).result().return_value
+    own = not ray.is_initialized()  # a trial's process is connected to its sweep's Ray already
+    if own:
+        ray.init(log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+    try:
+        # In the main thread `fit` would take the interrupt handler over for good.
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(trainer.fit).result().return_value
+    finally:
+        if own:
+            ray.shutdown()
 
 
 def train_worker(job: dict[str, Any]) -> dict[str, Any]:
@@ -212,7 +197,7 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
     cfg, folder = OmegaConf.create(job["config"]), Path(job["folder"])
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    device = ray.train.torch.get_device() if cfg.device == "auto" else torch.device(cfg.device)
+    device = get_device() if cfg.device == "auto" else torch.device(cfg.device)
     torch.manual_seed(cfg.seed)
 
     data: Data = build(cfg, "data")

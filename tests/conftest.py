@@ -15,7 +15,7 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-@pytest.fixture()
+@pytest.fixture
 def bccd() -> Path:
     """349 real images of blood cells, beside the checkout where the project is developed."""
     folder = SHARED_DATA / "bccd"
@@ -24,7 +24,7 @@ def bccd() -> Path:
     return folder
 
 
-@pytest.fixture()
+@pytest.fixture
 def ghm() -> Callable[..., int]:
     """The command line in this process: `ghm("train", "epochs=1")` returns the exit code."""
     from ghm.cli import main

@@ -76,12 +76,7 @@ def test_a_run_that_diverges_ends_as_failed_with_its_reason(ghm, capsys):
 
 
 def test_two_worker_processes_train_one_model(ghm):
-    import ray
-
-    try:
-        assert ghm("train", "epochs=2", *SMALL, "scaling=workers", "scaling.num_workers=2", "dir=runs/two") == 0
-    finally:
-        ray.shutdown()
+    assert ghm("train", "epochs=2", *SMALL, "scaling=workers", "scaling.num_workers=2", "dir=runs/two") == 0
     (run,) = recorded()
     assert run.info.status == "FINISHED"
     assert steps(run, "train/loss") == [1, 2]

@@ -60,7 +60,9 @@ def test_cross_entropy_is_torchs_mean_over_valid_elements(seed):
 
 def loop_focal(x, y, valid, gamma, alpha):
     total = positives = 0.0
-    for logit, target, counted in zip(x.flatten().tolist(), y.flatten().tolist(), valid.flatten().tolist(), strict=True):
+    for logit, target, counted in zip(
+        x.flatten().tolist(), y.flatten().tolist(), valid.flatten().tolist(), strict=True
+    ):
         if counted:
             p = 1 / (1 + math.exp(-logit))
             p_t, alpha_t = (p, alpha) if target else (1 - p, 1 - alpha)
@@ -107,7 +109,9 @@ def test_focal_loss_without_positives_is_its_sum():
         0.0,
         pytest.param(
             0.5,
-            marks=pytest.mark.xfail(strict=True, reason="(1 - p_t) ** gamma has an infinite slope at p_t = 1, gamma < 1"),
+            marks=pytest.mark.xfail(
+                strict=True, reason="(1 - p_t) ** gamma has an infinite slope at p_t = 1, gamma < 1"
+            ),
         ),
         1.0,
         2.0,

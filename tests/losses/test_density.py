@@ -215,9 +215,7 @@ def test_average_and_weights_follow_the_closed_form_of_eq_12(momentum, normalize
         assert density.average.tolist() == pytest.approx(average)
         assert density.updates.item() == step
         regions = sum(count > 0 for count in counts[-1]) if normalize == "occupied" else 10
-        expected = [
-            len(g) * (1 - momentum**step) / (average[region_of(value, 10)] * regions) for value in g.tolist()
-        ]
+        expected = [len(g) * (1 - momentum**step) / (average[region_of(value, 10)] * regions) for value in g.tolist()]
         assert weights.tolist() == pytest.approx(expected, rel=1e-6)
 
 

@@ -38,7 +38,9 @@ def case(seed=0, anchors=40, classes=3, dtype=torch.float64):
 def loop_loss(x, y, valid, bins, normalize):
     """(1 / M) sum_j (1 / R_j) sum_{i in j} CE_i (Eq. 11), with n for M where asked; plain floats."""
     regions = {}
-    for logit, target, counted in zip(x.flatten().tolist(), y.flatten().tolist(), valid.flatten().tolist(), strict=True):
+    for logit, target, counted in zip(
+        x.flatten().tolist(), y.flatten().tolist(), valid.flatten().tolist(), strict=True
+    ):
         if counted:
             p = 1 / (1 + math.exp(-logit))
             region = min(int(abs(p - target) * bins), bins - 1)

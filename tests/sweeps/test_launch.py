@@ -19,8 +19,9 @@ pytestmark = pytest.mark.usefixtures("cluster")
 
 def sweep(*arguments: str, pruner=None, seconds: float = 0, **changes) -> float | None:
     runs = Path("runs").resolve()
-    settings = dict(name="toy", folder=runs / "sweeps" / "toy", runs=runs, direction="maximize", n_trials=4, n_jobs=2)
-    settings |= dict(storage=None, max_failure_rate=0.0, first=[], cpus=0.5, gpus=0, objective="value") | changes
+    settings = {"name": "toy", "folder": runs / "sweeps" / "toy", "runs": runs, "objective": "value"}
+    settings |= {"direction": "maximize", "n_trials": 4, "n_jobs": 2, "max_failure_rate": 0.0}
+    settings |= {"storage": None, "first": [], "cpus": 0.5, "gpus": 0} | changes
 
     def compose(number, params, label, context):
         own = {"dir": str(runs / "sweeps" / "toy" / str(number)), "trial": number, "seconds": seconds, "x": 0}

@@ -1,0 +1,30 @@
+"""What a run depended on: the commit of this source, the versions of its packages, its settings."""
+
+import importlib.metadata
+import subprocess
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("ghm", "torch", "torchvision", "ray", "hydra-core", "optuna", "mlflow", "pycocotools", "numpy")
+
+
+def commit() -> str:
+    """The commit of this source tree, marked "-dirty" when files differ from it; "unknown" outside of git."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def packages() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+def flat(node: Any, path: str = "") -> dict[str, Any]:
+    """Nested settings as one level: {"loss": {"cls": 1}} becomes {"loss.cls": 1}."""
+    if not isinstance(node, dict):
+        return {path: node}
+    return {
+        key: value for name, child in node.items() for key, value in flat(child, f"{path}.{name}".strip(".")).items()
+    }

@@ -1,0 +1,102 @@
+"""The report of a sweep whose numbers are known."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from ghm.report import page, sweep
+from ghm.tracking import Tracker
+
+TRIALS = [  # params, AP per epoch, state
+    ({"loss": "ghm", "loss.cls.bins": 30}, [0.1, 0.3], "finished"),
+    ({"loss": "focal", "loss.cls.gamma": 1.5}, [0.2, 0.4], "finished"),
+    ({"loss": "focal", "loss.cls.gamma": 2.5}, [0.2, 0.35], "finished"),
+    ({"loss": "ghm", "loss.cls.bins": 5}, [0.05], "pruned"),
+    ({"loss": "ghm", "loss.cls.bins": 7}, [], "failed"),
+]
+
+
+@pytest.fixture
+def tracker() -> Tracker:
+    return Tracker.open(None, "test", "runs")
+
+
+def record(tracker: Tracker, chance: float = 0.01) -> None:
+    parent = tracker.start("s", {"sweep.name": "s", "sweep.kind": "sweep", "sweep.objective": "val/AP"})
+    for number, (params, curve, state) in enumerate(TRIALS):
+        label = " ".join(f"{key.split('.')[-1]}={value}" for key, value in params.items())
+        tags = {"sweep.trial": number, "sweep.params": json.dumps(params)}
+        run = tracker.start(f"{number:03d} {label}", tags, parent=parent.run_id)
+        run.log_metrics({"val/chance_AP50": chance}, step=0)
+        for epoch, value in enumerate(curve, start=1):
+            metrics = {"val/AP": value, "val/AP50": 1.5 * value, "val/AP75": 0.5 * value, "time/images_per_s": 100.0}
+            run.log_metrics(metrics, step=epoch)
+        if state == "failed":
+            run.set_tags({"error": "Traceback ...\nRuntimeError: <b>out of memory</b>"})
+        run.finish({"finished": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}[state], state)
+
+
+def test_the_ranking_is_by_objective_and_tells_states_apart(tracker):
+    record(tracker)
+    rows = page.ranking(sweep.load(tracker, "s"))
+    assert [row[0] for row in rows] == ["1", "2", "3", "pruned", "failed"]
+    assert [row[2] for row in rows][:3] == ["loss=focal gamma=1.5", "loss=focal gamma=2.5", "loss=ghm bins=30"]
+    assert rows[0][3:6] == ("0.400", "0.600", "0.200")
+    assert rows[4][3] == ""
+
+
+def test_a_minimized_objective_ranks_the_other_way(tracker):
+    record(tracker)
+    assert sweep.load(tracker, "s", maximize=False).done.iloc[0]["label"] == "loss=ghm bins=30"
+
+
+def test_the_verdict_names_the_best_of_each_loss_and_asks_for_seeds(tracker):
+    record(tracker)
+    verdict = page.verdict(sweep.load(tracker, "s"))
+    assert verdict.startswith("Best: loss=focal gamma=1.5 with val/AP 0.400 (val/AP50 0.600).")
+    assert "ghm 0.300 (loss=ghm bins=30)" in verdict
+    assert "gamma=2.5" not in verdict
+    assert "other seeds" in verdict
+
+
+def test_a_sweep_that_does_not_beat_chance_says_so(tracker):
+    record(tracker, chance=0.7)
+    result = sweep.load(tracker, "s")
+    assert not result.learned
+    assert "nothing was learned" in page.verdict(result)
+
+
+def test_curves_hold_every_epoch(tracker):
+    record(tracker)
+    assert sweep.load(tracker, "s").curves["val/AP"][1] == [(1, 0.2), (2, 0.4)]
+
+
+def test_the_page_is_one_file_with_every_figure_and_no_markup_from_outside(tracker):
+    record(tracker)
+    written = page.write(sweep.load(tracker, "s"), tracker, Path("report"))
+    text = written.read_text()
+    for caption in ("Ranking", "Learning curves", "val/AP over loss", "val/AP over loss.cls.gamma"):
+        assert f"<figcaption>{caption}</figcaption>" in text
+    assert "val/AP over loss.cls.bins" not in text  # one finished value is no curve
+    assert "&lt;b&gt;out of memory&lt;/b&gt;" in text
+    assert 'src="http' not in text
+    assert 'href="http' not in text
+    table = pd.read_csv("report/ranking.csv")
+    assert list(table["trial"][:3]) == [1, 2, 0]
+    parent = tracker.sweep("s")
+    assert parent is not None
+    kept = {file.path for file in tracker.client.list_artifacts(parent.info.run_id, "figures")}
+    assert {"figures/ranking.png", "figures/learning_curves.png", "figures/by_loss.png"} <= kept
+
+
+def test_an_unknown_sweep_is_named(tracker):
+    with pytest.raises(ValueError, match="study_name=other"):
+        sweep.load(tracker, "other")
+
+
+def test_a_sweep_without_ended_trials_is_named(tracker):
+    tracker.start("s", {"sweep.name": "s", "sweep.kind": "sweep", "sweep.objective": "val/AP"})
+    with pytest.raises(ValueError, match="study_name=s: no trial"):
+        sweep.load(tracker, "s")

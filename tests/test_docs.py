@@ -1,0 +1,91 @@
+"""What the documentation tells people to type works."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from tests.coco import write_folder
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+SMALL = ["epochs=1", "batch_size=4"]
+DRAWN = ["data.train_images=8", "data.val_images=4", "data.image_size=64"]
+
+
+def blocks(language: str) -> list[tuple[str, str]]:
+    """(page, code) of every fenced block of a language."""
+    pattern = re.compile(rf"```{language}\n(.*?)```", re.DOTALL)
+    return [(page.name, code) for page in PAGES for code in pattern.findall(page.read_text())]
+
+
+def commands(start: str) -> list[str]:
+    """Every documented command that begins with `start`, comments cut off."""
+    lines = [line.split("  #")[0].strip() for _, code in blocks("sh") for line in code.splitlines()]
+    return sorted({line for line in lines if line.startswith(start)})
+
+
+@pytest.mark.parametrize("command", commands("make"))
+def test_every_make_target_that_is_named_exists(command):
+    target = shlex.split(command, comments=True)[1]
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", [line for line in commands(".venv/bin/ghm train") if " -m " not in line])
+def test_every_documented_run_runs(command, ghm):
+    assert ghm(*shrunk(command)) == 0
+
+
+@pytest.mark.parametrize("command", list(commands(".venv/bin/ghm train -m")))
+def test_every_documented_sweep_is_accepted(command, monkeypatch):
+    """Everything up to the first trial: the space, its probes, the first settings."""
+    import sweeps.launch
+    from ghm.cli import main
+
+    class Reached(Exception):
+        pass
+
+    def stop(sweep, space, *rest):
+        assert space.dimensions
+        assert all(space.overrides(probe) for probe in space.probes())
+        raise Reached
+
+    monkeypatch.setattr(sweeps.launch, "run_sweep", stop)
+    with pytest.raises(SystemExit) as stopped:
+        main(shrunk(command))
+    assert stopped.value.code == 1
+    assert isinstance(stopped.value.__context__, Reached)
+
+
+def shrunk(command: str) -> list[str]:
+    """The command's arguments, on data that costs nothing."""
+    words = shlex.split(command)[1:]
+    if "PATH" in command:
+        write_folder(Path("folder"))
+        words = [word.replace("=PATH", "=folder") for word in words]
+    else:
+        words += DRAWN
+    return [*words, *SMALL]
+
+
+@pytest.mark.parametrize("code", [code for _, code in blocks("python")])
+def test_every_python_example_runs(code):
+    names: dict[str, object] = {}
+    exec(compile(code, "README", "exec"), names)
+    assert float(names["value"]) < 1.5  # type: ignore[arg-type]
+
+
+def test_every_file_the_readme_shows_exists():
+    text = (ROOT / "README.md").read_text()
+    tree = re.search(r"```\n(ghm/.*?)```", text, re.DOTALL)
+    assert tree is not None
+    named = [line.split()[0] for line in tree.group(1).splitlines()]
+    named += re.findall(r"\((docs/[^)]+)\)", text) + re.findall(r"`(conf/[\w/]+\.yaml)`", text)
+    for name in named:
+        assert (ROOT / name).exists(), name
+
+
+def test_pictures_and_figures_stay_under_a_megabyte_in_all():
+    files = [file for kind in ("png", "jpg", "svg", "pdf") for file in (ROOT / "docs").rglob(f"*.{kind}")]
+    assert sum(file.stat().st_size for file in files) < 1_000_000
