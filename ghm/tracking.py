@@ -14,6 +14,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
 
 BATCH = 100  # MLflow takes at most 100 parameters or tags, and 1000 metrics, in one call
 PARAM_LENGTH = 6000
+KIND = {"mlflow.experimentKind": "custom_model_development"}  # the UI opens on training runs, not on GenAI traces
 
 
 class Run:
@@ -79,7 +80,7 @@ class Tracker:
 
     def _create(self, experiment: str, artifacts: str | None) -> str:
         try:
-            return self.client.create_experiment(experiment, artifact_location=artifacts)
+            return self.client.create_experiment(experiment, artifact_location=artifacts, tags=KIND)
         except MlflowException:
             found = self.client.get_experiment_by_name(experiment)
             if found is None:

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler
 from optuna.study import Study
 from optuna.trial import Trial, TrialState
 
@@ -17,18 +19,31 @@ class SweepFailed(RuntimeError):
     """More trials failed than `max_failure_rate` allows."""
 
 
+@dataclass(frozen=True)
+class Search:
+    """How trials are chosen: from which space, by which sampler, and which are stopped early.
+
+    `make_sampler(begun)` makes the sampler of the next trial, `begun` trials having been begun.
+    """
+
+    space: Space
+    make_sampler: Callable[[int], BaseSampler]
+    pruner: BasePruner
+
+
 @dataclass
 class Controller:
     """Runs `task` on composed configs until the study holds `n_trials` ended trials.
 
-    `compose(number, params, label)` turns a trial into the plain config that `task` gets.
+    `compose(number, params, label, context)` turns a trial into the plain config that `task` gets.
     """
 
     study: Study
-    space: Space
+    search: Search
     pool: Pool
     task: Task
-    compose: Callable[[int, Params, str], dict[str, Any]]
+    compose: Callable[[int, Params, str, dict[str, Any]], dict[str, Any]]
+    context: dict[str, Any]
     view: View
     n_trials: int
     max_failure_rate: float
@@ -37,6 +52,7 @@ class Controller:
 
     def run(self) -> None:
         """KeyboardInterrupt passes through; the study can be continued afterwards."""
+        self.study.pruner = self.search.pruner
         self._recount()
         while True:
             while self.pool.free and self._ended() + len(self.trials) < self.n_trials:
@@ -52,12 +68,16 @@ class Controller:
         return count(self.study, *ENDED)
 
     def _start(self) -> None:
+        # A fresh sampler for each trial, seeded by how many were begun: a sweep that was killed and
+        # continued draws what it would have drawn, and nothing twice.
+        begun = len(self.study.get_trials(deepcopy=False)) - count(self.study, TrialState.WAITING)
+        self.study.sampler = self.search.make_sampler(begun)
         trial = self.study.ask()
         self.trials[trial.number] = trial
-        params = self.space.suggest(trial)
-        label = self.space.label(params)
+        params = self.search.space.suggest(trial)
+        label = self.search.space.label(params)
         self.view.started(trial.number, label)
-        self.pool.submit(trial.number, self.task, self.compose(trial.number, params, label))
+        self.pool.submit(trial.number, self.task, self.compose(trial.number, params, label, self.context))
 
     def _hear(self) -> None:
         """Pass the epochs that trials reported on to Optuna, and stop what it would prune."""
@@ -73,7 +93,7 @@ class Controller:
 
     def _end(self, number: int, outcome: Outcome) -> None:
         trial = self.trials.pop(number)
-        label = self.space.label(trial.params)
+        label = self.search.space.label(trial.params)
         if outcome.error is not None:
             trial.set_user_attr("error", outcome.error[-4000:])
             self.study.tell(trial, state=TrialState.FAIL)
@@ -103,4 +123,4 @@ class Controller:
     def _recount_best(self) -> None:
         if count(self.study, TrialState.COMPLETE):
             best = self.study.best_trial
-            self.view.best = (self.study.best_value, f"trial {best.number}, {self.space.label(best.params)}")
+            self.view.best = (self.study.best_value, f"trial {best.number}, {self.search.space.label(best.params)}")

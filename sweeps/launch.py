@@ -9,15 +9,14 @@ from typing import Any
 import optuna
 from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
-from optuna.pruners import BasePruner
-from optuna.samplers import BaseSampler
+from optuna.storages import BaseStorage
 from optuna.study import Study
 from optuna.trial import TrialState
 
 from ghm.tracking import Run, Tracker
-from sweeps.controller import Controller
+from sweeps.controller import Controller, Search
 from sweeps.pool import Pool, Task
-from sweeps.space import Params, Space
+from sweeps.space import Params
 from sweeps.study import ENDED, count, enqueue, open_storage, open_study, results, resume
 from sweeps.view import View
 
@@ -51,74 +50,52 @@ class Sweep:
 Compose = Callable[[int, Params, str, dict[str, Any]], dict[str, Any]]
 
 
-def run_sweep(
-    sweep: Sweep,
-    space: Space,
-    make_sampler: Callable[[int], BaseSampler],
-    pruner: BasePruner,
-    task: Task,
-    compose: Compose,
-    tracker: Tracker,
-) -> float | None:
+def run_sweep(sweep: Sweep, search: Search, task: Task, compose: Compose, tracker: Tracker) -> float | None:
     """Run or continue a sweep; its best value, if any trial has one.
 
-    `make_sampler` gets the number of trials there are, so that a continued study does not draw the
-    same numbers again. `compose(number, params, label, context)` makes a trial's config; `context`
-    is what the trial has to know of its sweep.
+    `compose(number, params, label, context)` makes a trial's config; `context` is what the trial has
+    to know of its sweep.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     sweep.folder.mkdir(parents=True, exist_ok=True)
     with _alone(sweep.folder):
         storage = open_storage(sweep.storage, sweep.runs)
-        study = open_study(storage, sweep.name, sweep.direction, space)
+        study = open_study(storage, sweep.name, sweep.direction, search.space)
         resume(storage, study)
-        n_trials = enqueue(study, sweep.first, space, sweep.n_trials)
-        study.sampler, study.pruner = make_sampler(len(study.get_trials(deepcopy=False))), pruner
+        n_trials = enqueue(study, sweep.first, search.space, sweep.n_trials)
         left = count(study, *ENDED) < n_trials
         pool = Pool(sweep.n_jobs, sweep.cpus, sweep.gpus, sweep.name) if left else None
         parent = _parent(tracker, sweep)
-        state = "failed"
-        try:
+        with _orderly_end(sweep, storage, study, pool, tracker, parent):
             if pool is not None:
-                _work(sweep, n_trials, study, space, pool, task, compose, parent.run_id)
-            state = "finished"
-        except KeyboardInterrupt:
-            state = "cancelled"
-            raise
-        finally:
-            if pool is not None:
-                pool.close()
-            resume(storage, study)  # what was running waits for the same command
-            tracker.close_children(parent.run_id)
-            OmegaConf.save(results(study), sweep.folder / "optimization_results.yaml")
-            parent.finish({"finished": "FINISHED", "failed": "FAILED", "cancelled": "KILLED"}[state], state)
+                context = {"name": sweep.name, "parent_run": parent.run_id, "hub": pool.hub_name}
+                view = View(sweep.name, sweep.objective, n_trials)
+                with view:
+                    Controller(
+                        study, search, pool, task, compose, context, view, n_trials, sweep.max_failure_rate
+                    ).run()
         return study.best_value if count(study, TrialState.COMPLETE) else None
 
 
-def _work(
-    sweep: Sweep,
-    n_trials: int,
-    study: Study,
-    space: Space,
-    pool: Pool,
-    task: Task,
-    compose: Compose,
-    parent: str,
-) -> None:
-    context = {"name": sweep.name, "parent_run": parent, "hub": pool.hub_name}
-    view = View(sweep.name, sweep.objective, n_trials)
-    controller = Controller(
-        study,
-        space,
-        pool,
-        task,
-        lambda number, params, label: compose(number, params, label, context),
-        view,
-        n_trials,
-        sweep.max_failure_rate,
-    )
-    with view:
-        controller.run()
+@contextmanager
+def _orderly_end(
+    sweep: Sweep, storage: BaseStorage, study: Study, pool: Pool | None, tracker: Tracker, parent: Run
+) -> Iterator[None]:
+    """However the work ends: no process, no trial and no MLflow run is left running."""
+    status, state = "FAILED", "failed"
+    try:
+        yield
+        status, state = "FINISHED", "finished"
+    except KeyboardInterrupt:
+        status, state = "KILLED", "cancelled"
+        raise
+    finally:
+        if pool is not None:
+            pool.close()
+        resume(storage, study)  # what was running waits for the same command
+        tracker.close_children(parent.run_id)
+        OmegaConf.save(results(study), sweep.folder / "optimization_results.yaml")
+        parent.finish(status, state)
 
 
 def _parent(tracker: Tracker, sweep: Sweep) -> Run:

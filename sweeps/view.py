@@ -63,16 +63,19 @@ class View:
         setattr(self, state, getattr(self, state) + 1)
         self._work += 1.0 if state == "done" else gone.share
         shown = "" if value is None else f" {self.objective} {value:.4f}"
-        self._line(f"trial {trial} {state}:{shown} {note or gone.label}  ({self.summary()})")
+        self._line(f"trial {trial} {state}:{shown} {note or gone.label}")
+        self._line("  " + "; ".join(filter(None, [self.counts(), self.best_so_far(), self.time_left()])))
 
-    def summary(self) -> str:
-        parts = [f"{self.done} of {self.n_trials} done", f"{len(self.running)} running"]
-        parts += [f"{self.pruned} pruned", f"{self.failed} failed"]
-        if self.best is not None:
-            parts.append(f"best {self.objective} {self.best[0]:.4f}: {self.best[1]}")
-        if (left := self.seconds_left()) is not None:
-            parts.append(f"about {_clock(left)} left")
-        return ", ".join(parts)
+    def counts(self) -> str:
+        ended = f"{self.done} of {self.n_trials} done"
+        return f"{ended}, {len(self.running)} running, {self.pruned} pruned, {self.failed} failed"
+
+    def best_so_far(self) -> str:
+        return "" if self.best is None else f"best {self.objective} {self.best[0]:.4f}: {self.best[1]}"
+
+    def time_left(self) -> str:
+        left = self.seconds_left()
+        return "" if left is None else f"about {_clock(left)} left"
 
     def seconds_left(self) -> float | None:
         """From the pace so far, which counts the finished part of running trials; None before any."""
@@ -84,14 +87,18 @@ class View:
         return max(left, 0.0) * pace
 
     def render(self) -> Group:
-        table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
-        for number, trial in sorted(self.running.items()):
-            value = "" if trial.value is None else f"{trial.value:.4f}"
-            bar = ProgressBar(total=1.0, completed=trial.share, width=20)
-            table.add_row(f"trial {number}", bar, f"{trial.epoch}/{trial.epochs or '?'}", value, trial.label)
+        elapsed = f"{_clock(time.monotonic() - self._begun)} elapsed"
+        head = Text.assemble(
+            (self.name, "bold"), "  ", ", ".join(filter(None, [self.counts(), elapsed, self.time_left()]))
+        )
         ended = self.done + self.pruned + self.failed
-        head = Text.assemble((self.name, "bold"), f"  {self.summary()}  ({_clock(time.monotonic() - self._begun)})")
-        return Group(head, ProgressBar(total=self.n_trials, completed=ended, width=60), table)
+        table = Table.grid(padding=(0, 2, 0, 0))
+        table.add_row("sweep", ProgressBar(total=self.n_trials, completed=ended, width=24), f"{ended}/{self.n_trials}")
+        for number, trial in sorted(self.running.items()):
+            bar = ProgressBar(total=1.0, completed=trial.share, width=24)
+            value = "" if trial.value is None else f"{trial.value:.4f}"
+            table.add_row(f"trial {number}", bar, f"{trial.epoch}/{trial.epochs or '?'}", value, trial.label)
+        return Group(head, Text(self.best_so_far(), style="green"), table)
 
     def _line(self, text: str) -> None:
         if self._live is None:

@@ -9,7 +9,7 @@ from filelock import FileLock
 from optuna.trial import TrialState
 
 from ghm.tracking import Tracker
-from sweeps.controller import SweepFailed
+from sweeps.controller import Search, SweepFailed
 from sweeps.launch import Sweep, run_sweep
 from sweeps.space import parse
 from tests.sweeps.toy import LOADER, parabola
@@ -29,13 +29,16 @@ def sweep(*arguments: str, pruner=None, seconds: float = 0, **changes) -> float 
 
     return run_sweep(
         Sweep(**settings),
-        parse(list(arguments) or ["x=interval(0.0,2.0)"], {}, {}, LOADER),
-        lambda trials: optuna.samplers.RandomSampler(seed=trials),
-        pruner or optuna.pruners.NopPruner(),
+        search(*(arguments or ["x=interval(0.0,2.0)"]), pruner=pruner),
         parabola,
         compose,
         Tracker.open(None, "toy", str(runs)),
     )
+
+
+def search(*arguments: str, pruner=None) -> Search:
+    space = parse(list(arguments), {}, {}, LOADER)
+    return Search(space, lambda begun: optuna.samplers.RandomSampler(seed=begun), pruner or optuna.pruners.NopPruner())
 
 
 def study() -> optuna.Study:
@@ -88,6 +91,15 @@ def test_a_trial_left_running_by_a_dead_controller_is_run_again_under_its_number
     sweep(n_trials=3)
     assert states() == ["COMPLETE"] * 3
     assert study().trials[abandoned.number].params == abandoned.params
+
+
+def test_a_sweep_in_parts_draws_what_it_draws_in_one_go():
+    sweep(n_trials=4, n_jobs=1)
+    whole = [trial.params for trial in study().trials]
+    optuna.delete_study(study_name="toy", storage=f"sqlite:///{Path('runs').resolve()}/optuna.db")
+    for n_trials in (1, 3, 4):
+        sweep(n_trials=n_trials, n_jobs=1)
+    assert [trial.params for trial in study().trials] == whole
 
 
 def test_a_failing_trial_ends_the_sweep_unless_failures_are_allowed():
@@ -158,9 +170,7 @@ def test_a_free_slot_is_refilled_while_a_long_trial_runs():
     try:
         run_sweep(
             Sweep("toy", runs / "toy", runs, "maximize", 6, 2, None, 0.0, [{"x": 0}], 0.5, 0, "value"),
-            parse(["x=0,1,2,3,4,5"], {}, {}, LOADER),
-            lambda trials: optuna.samplers.RandomSampler(),
-            optuna.pruners.NopPruner(),
+            search("x=0,1,2,3,4,5"),
             parabola,
             compose,
             Tracker.open(None, "toy", str(runs)),

@@ -25,6 +25,7 @@ class GHMSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> float | None:
         """Check, then run or continue the sweep; its best value, if any trial has one."""
         from ghm.tracking import Tracker
+        from sweeps.controller import Search
         from sweeps.launch import Sweep, run_sweep
         from sweeps.space import parse
 
@@ -58,14 +59,14 @@ class GHMSweeper(Sweeper):
             _record(Path(cfg.dir) / ".hydra", container, overrides)
             return container
 
-        def make_sampler(trials: int) -> Any:
+        def make_sampler(begun: int) -> Any:
             seed = settings.sampler.get("seed")
-            return instantiate(settings.sampler, **({} if seed is None else {"seed": seed + trials}))
+            return instantiate(settings.sampler, **({} if seed is None else {"seed": seed + begun}))
 
         tracking = self.master.tracking
         tracker = Tracker.open(tracking.uri, tracking.experiment, self.master.runs)
-        pruner = instantiate(settings.pruner)
-        return run_sweep(sweep, space, make_sampler, pruner, self.task, compose, tracker)
+        search = Search(space, make_sampler, instantiate(settings.pruner))
+        return run_sweep(sweep, search, self.task, compose, tracker)
 
     def _compose(self, overrides: list[str]) -> DictConfig:
         """A job's config without Hydra's own node, its paths as the sweep has them."""
