@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint format secrets clean
 
 demo: $(VENV)/installed
 	$(BIN)/ghm train -m +sweep=demo
@@ -25,6 +25,13 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
+
+# For docker-compose.yml; made anew, the password would no longer be that of the database.
+secrets:
+	@test ! -e .env || { echo '.env: exists and is kept; delete it first if its database is gone too' >&2; exit 1; }
+	@password=$$($(PYTHON) -c 'import secrets; print(secrets.token_hex(24))') && umask 077 && \
+	  sed "s/^\(.*_PASSWORD\)=$$/\1=$$password/" .env.example > .env
+	@echo '.env: written'
 
 clean:
 	rm -rf runs

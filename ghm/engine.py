@@ -37,8 +37,9 @@ def fit(
     `model(images, targets)` returns scalars; those named `loss_*` are summed and minimised.
     `scheduler` steps with the optimizer. FloatingPointError when the loss is no longer finite.
 
-    Data order and augmentation depend on `seed` and the epoch's number alone, so an epoch after a
-    restart equals the same epoch of a run that was never stopped.
+    Augmentation depends on `seed` (this worker's) and the epoch's number, the order of the data on the
+    sampler's seed and the epoch's number: an epoch after a restart equals the same epoch of a run that
+    was never stopped.
     """
     for epoch in range(start, epochs):
         torch.manual_seed(hash((seed, epoch)))

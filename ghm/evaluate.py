@@ -41,7 +41,9 @@ def detect(
 def score(coco: COCO, detections: list[Detection]) -> dict[str, float]:
     """AP, AP50, AP60 .. AP90, AP75, APs, APm, APl in [0, 1]; absent where there is no such object."""
     with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = COCOeval(coco, coco.loadRes(detections) if detections else COCO(), "bbox")
+        evaluation = COCOeval(
+            coco, coco.loadRes([dict(found) for found in detections]) if detections else COCO(), "bbox"
+        )
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()

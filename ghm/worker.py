@@ -217,7 +217,7 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
 
     pruned = False
     for result in engine.fit(
-        trained, batches, optimizer, scheduler, device, cfg.seed, state.epoch, cfg.epochs, cfg.clip_grad
+        trained, batches, optimizer, scheduler, device, hash((cfg.seed, rank)), state.epoch, cfg.epochs, cfg.clip_grad
     ):
         model.eval()
         found = evaluate.detect(model, scored, data.val.category_ids, device)

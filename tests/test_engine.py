@@ -51,14 +51,15 @@ def values(result):
     return {name: value for name, value in result.metrics.items() if not name.startswith("time/")}
 
 
-@pytest.mark.parametrize(("losses", "share"), [(plain_losses, 0.2), (ghm_losses, 0.7)])
-def test_the_loss_falls_when_two_images_are_learned_by_heart(losses, share):
-    state, loader = start(2, losses, epochs=40, rate=4e-3)
-    results = list(go(state, loader, 0, 40))
-    # The harmonized loss has a floor near 1 whatever is learned (ghm.md, finding 4).
-    first, last = (sum(r.metrics["train/loss"] for r in part) for part in (results[1:4], results[-3:]))
-    assert last < share * first
-    assert results[-1].metrics["train/loss_box"] < results[0].metrics["train/loss_box"]
+# The harmonized classification loss has a floor near 1 whatever is learned (ghm.md, finding 4). Over
+# eight seeds the shares were at most 0.10 and 0.47.
+@pytest.mark.parametrize(
+    ("losses", "falls", "share"), [(plain_losses, "train/loss", 0.3), (ghm_losses, "train/loss_box", 0.7)]
+)
+def test_the_loss_falls_when_two_images_are_learned_by_heart(losses, falls, share):
+    state, loader = start(2, losses, epochs=60)
+    seen = [result.metrics[falls] for result in go(state, loader, 0, 60)]
+    assert sum(seen[-3:]) < share * sum(seen[:3])
 
 
 def test_an_epoch_reports_every_value_by_its_name():

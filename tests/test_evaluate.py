@@ -112,7 +112,6 @@ def test_scoring_prints_nothing(coco, capsys):
     assert capsys.readouterr().out == ""
 
 
-@pytest.mark.xfail(strict=True, reason="pycocotools' loadRes writes area, id, segmentation into the caller's dicts")
 def test_scoring_leaves_the_detections_as_they_are(coco):
     found = true_boxes(coco)
     score(coco, found)

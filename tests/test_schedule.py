@@ -83,13 +83,10 @@ def test_one_cycle_leaves_the_momentum_alone():
         (1, 1, 0.2),
         (4, 1, 0.0),
         (14, 1, 0.2),
-        *(
-            # `ghm train epochs=5` checks its schedule with one step per epoch, hence fails.
-            pytest.param(
-                *case, marks=pytest.mark.xfail(strict=True, reason="OneCycleLR divides by warmup * steps - 1 = 0")
-            )
-            for case in [(5, 1, 0.2), (1, 5, 0.2), (2, 1, 0.5), (1, 1, 1.0)]
-        ),
+        (5, 1, 0.2),  # the rise takes one step
+        (1, 5, 0.2),
+        (2, 1, 0.5),
+        (1, 1, 1.0),
     ],
 )
 def test_one_cycle_takes_any_number_of_steps(epochs, steps_per_epoch, warmup):

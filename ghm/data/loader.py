@@ -32,8 +32,7 @@ def train_loader(
         sampler=sampler,
         num_workers=processes,
         collate_fn=collate,
-        pin_memory=torch.cuda.is_available(),
-        persistent_workers=processes > 0,
+        pin_memory=torch.cuda.is_available(),  # not persistent_workers: their random state would outlive the epoch
     )
 
 

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from pycocotools.coco import COCO
 from torch import Tensor
 
-from ghm.data.coco import Data, DetectionDataset, flip, index
+from ghm.data.annotations import index
+from ghm.data.coco import Data, DetectionDataset, flip
 
 CLASSES = ("disk", "square", "triangle", "ring")
 Array = NDArray[np.float64]

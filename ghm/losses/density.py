@@ -5,6 +5,7 @@ Symbols: g gradient norm, M = `bins` unit regions of length 1/M, R_j examples in
 their moving average, N examples, n occupied regions, beta_i the weight of example i.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -64,6 +65,13 @@ class GradientDensity(nn.Module):
         inner_edges = torch.arange(1, bins, dtype=torch.float64) / bins
         self.register_buffer("inner_edges", inner_edges, persistent=False)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "GradientDensity":
+        """`half()` and the like move the state but keep its type: float16 ends at 65504 examples."""
+        average = self.average
+        super()._apply(fn, recurse)
+        self.average = average.to(self.average.device)
+        return self
+
     def forward(self, g: Tensor, valid: Tensor) -> Tensor:
         """Weights of the examples; zero where not valid.
 
@@ -72,10 +80,9 @@ class GradientDensity(nn.Module):
         g = g.detach()
         updating = self.training and torch.is_grad_enabled()
         if self.density == "exact":
-            weights = self._harden(exact_weights(g, valid, self.bins), valid)
             if updating:
-                self.updates += 1
-            return weights
+                self.updates += valid.any()
+            return self._harden(exact_weights(g, valid, self.bins), valid)
         region = unit_region(g, self.inner_edges)
         counts = world_sum(region_counts(region, valid, self.bins))
         table = self._harden(self._region_weights(counts, updating), counts)
@@ -90,7 +97,7 @@ class GradientDensity(nn.Module):
         if updating:
             self.average.copy_(average)
             self.updates.copy_(updates)
-        corrected = average / (1.0 - self.momentum ** updates.clamp(min=1))
+        corrected = average / (1.0 - self.momentum ** updates.clamp(min=1).double())
         regions = occupied.sum() if self.normalize == "occupied" else self.bins
         return (total / (corrected * regions)).where(occupied, corrected.new_zeros(()))
 
@@ -100,8 +107,9 @@ class GradientDensity(nn.Module):
             return beta
         strength = beta.new_tensor(self.strength)
         if self.strength_warmup:
-            # `updates` already counts the present step in training: the first step has strength 0.
-            done = (self.updates - 1).clamp(min=0) if self.training else self.updates
+            # While updating, `updates` already counts the present step: the first has strength 0.
+            updating = self.training and torch.is_grad_enabled()
+            done = (self.updates - 1).clamp(min=0) if updating else self.updates
             strength = strength * (done / self.strength_warmup).clamp(max=1.0)
         count = count.to(beta.dtype)
         softened = (beta**strength).where(count > 0, beta.new_zeros(()))

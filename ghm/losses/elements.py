@@ -47,7 +47,7 @@ def world_mean(local_sum: Tensor, local_count: Tensor) -> Tensor:
     DistributedDataParallel averages gradients over ranks, so the share is scaled by their number:
     the average of the shares is the mean of the pooled batch, however unevenly it was split.
     """
-    return local_sum * (world_size() / world_sum(local_count).clamp(min=1))
+    return local_sum * (world_size() / world_sum(local_count).clamp(min=1).to(local_sum.dtype))
 
 
 def require(holds: bool, name: str, value: object, rule: str) -> None:

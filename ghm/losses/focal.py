@@ -26,5 +26,6 @@ class FocalLoss(nn.Module):
         p = x.sigmoid()
         p_t = p * y + (1 - p) * (1 - y)
         alpha_t = self.alpha * y + (1 - self.alpha) * (1 - y)
-        loss = alpha_t * (1 - p_t) ** self.gamma * ce
+        # Away from 0, where a power below 1 has no gradient.
+        loss = alpha_t * (1 - p_t).clamp(min=1e-12) ** self.gamma * ce
         return self.weight * world_mean((loss * valid).sum(), (valid & (y > 0)).sum())

@@ -1,5 +1,6 @@
 """Feature pyramids under the detectors."""
 
+import pickle
 from collections import OrderedDict
 from functools import partial
 
@@ -48,9 +49,24 @@ def resnet50_fpn(weights: str | None) -> BackboneWithFPN:
         body, trainable = resnet50(norm_layer=partial(nn.GroupNorm, 32)), 5
     else:
         body, trainable = resnet50(norm_layer=FrozenBatchNorm2d), 3
-        try:
-            body.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True), strict=False)
-        except (OSError, RuntimeError) as error:
-            raise ValueError(f"model.weights={weights}: not a ResNet-50 state dict of torchvision ({error})") from error
+        _load(body, weights)
     extra = LastLevelP6P7(256, 256)
     return _resnet_fpn_extractor(body, trainable, returned_layers=[2, 3, 4], extra_blocks=extra)
+
+
+def _load(body: nn.Module, weights: str) -> None:
+    """All of a classifier's weights but its last layer. ValueError when the file holds something else."""
+    try:
+        state = torch.load(weights, map_location="cpu", weights_only=True)
+        kept = {key: value for key, value in state.items() if not key.startswith("fc.")}
+        # `assign`, so that a model on the meta device, built to check settings, checks this too.
+        missing = [
+            key for key in body.load_state_dict(kept, strict=False, assign=True).missing_keys if key[:3] != "fc."
+        ]
+        if missing:
+            raise KeyError(missing[0])
+    except (OSError, RuntimeError, KeyError, AttributeError, TypeError, pickle.UnpicklingError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"model.weights={weights}: not a ResNet-50 state dict of torchvision ({reason}); give the path of one"
+        ) from error

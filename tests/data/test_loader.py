@@ -59,12 +59,7 @@ def pictures(loader, epoch):
     "processes",
     [
         0,
-        pytest.param(
-            1,
-            marks=pytest.mark.xfail(
-                strict=True, reason="persistent worker processes keep the random state of the epochs before"
-            ),
-        ),
+        1,
     ],
 )
 def test_an_epoch_is_flipped_alike_after_a_restart(data, processes):

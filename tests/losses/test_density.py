@@ -183,7 +183,6 @@ def test_the_first_step_equals_one_without_average(momentum):
     torch.testing.assert_close(averaged, GradientDensity(30, momentum=0.0)(g, valid), rtol=1e-6, atol=0)
 
 
-@pytest.mark.xfail(strict=True, reason="1 - momentum ** updates is computed in float32 (density.py, corrected)")
 @pytest.mark.parametrize("momentum", [0.9999, 0.999999, 1 - 1e-9])
 def test_a_long_average_starts_unbiased_too(momentum):
     g, valid = norms(), mask()
@@ -257,10 +256,7 @@ def test_evaluation_gives_the_weights_that_training_would_give_next():
     "density",
     [
         "regions",
-        pytest.param(
-            "exact",
-            marks=pytest.mark.xfail(strict=True, reason="exact density counts an update without a valid example"),
-        ),
+        "exact",
     ],
 )
 @pytest.mark.parametrize("count", [0, 5])
@@ -298,7 +294,6 @@ def test_the_state_is_the_average_and_the_number_of_updates():
     assert set(GradientDensity(10, 0.5).state_dict()) == {"average", "updates"}
 
 
-@pytest.mark.xfail(strict=True, reason="module.half() turns the average into float16, which overflows at 65504")
 def test_a_module_in_half_precision_still_counts_a_whole_batch():
     module = GradientDensity(10, momentum=0.5).half()
     g = torch.full((200_000,), 0.05)
@@ -341,10 +336,7 @@ def test_no_strength_gives_everyone_the_mean_weight(density):
     "density",
     [
         "regions",
-        pytest.param(
-            "exact",
-            marks=pytest.mark.xfail(strict=True, reason="exact density counts its update only after _harden used it"),
-        ),
+        "exact",
     ],
 )
 @pytest.mark.parametrize("warmup", [1, 4])
@@ -365,7 +357,6 @@ def test_evaluation_takes_the_strength_that_the_next_training_step_would_have():
     torch.testing.assert_close(module(g, everything(g)), expected)
 
 
-@pytest.mark.xfail(strict=True, reason="_harden takes the present step for counted already, also under no_grad")
 def test_no_grad_in_training_takes_the_strength_of_the_next_step():
     module = GradientDensity(10, 0.0, strength_warmup=4)
     for g in stream(2):

@@ -261,7 +261,6 @@ def test_single_precision_agrees_with_double(bins):
     torch.testing.assert_close(single.double(), GHMC(bins=bins)(x.double(), y.double(), valid), rtol=1e-3, atol=0)
 
 
-@pytest.mark.xfail(strict=True, reason="world_mean divides in float32, so doubles are right to 8 digits only")
 def test_double_precision_is_double_to_the_end():
     x, y, valid = case()
     expected = loop_loss(x, y, valid, 10, "occupied")
