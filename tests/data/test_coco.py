@@ -139,7 +139,10 @@ def test_a_crowd_counts_in_scoring_as_coco_wants_it(write):
         (changed("annotations", 2, image_id=8), "instances_train.json: annotation 14: image_id=8 is not among"),
         (changed("annotations", 2, category_id=5), "instances_train.json: annotation 14: category_id=5 is not among"),
         *(
-            (changed("annotations", 2, bbox=bbox), r"instances_train.json: annotation 14: bbox=\[.*\] (has no area|is not x, y, width, height)")
+            (
+                changed("annotations", 2, bbox=bbox),
+                r"instances_train.json: annotation 14: bbox=\[.*\] (has no area|is not x, y, width, height)",
+            )
             for bbox in (
                 [1, 1, 0, 5],
                 [1, 1, 5, 0],
