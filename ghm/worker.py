@@ -29,7 +29,6 @@ from ghm.tracking import Run, Tracker
 
 LAST, BEST, RUN_ID = "last.pt", "best.pt", "mlflow_run_id"
 
-
 log = logging.getLogger(__name__)
 
 
@@ -209,42 +208,49 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
     state = RunState(model, optimizer, scheduler)
     if (folder / LAST).exists():
         state.load(folder / LAST)
-    trained = nn.parallel.DistributedDataParallel(model) if world > 1 else model
     run = _tracker(cfg).resume(job["run_id"]) if rank == 0 else None
     if run is not None and state.epoch == 0:
         guess = evaluate.score(data.val.coco, evaluate.chance(data.val.coco))
         run.log_metrics({"val/chance_AP50": guess["AP50"]}, step=0)
 
-    pruned = False
+    trained = nn.parallel.DistributedDataParallel(model) if world > 1 else model
+    seed, pruned = hash((cfg.seed, rank)), False
     for result in engine.fit(
-        trained, batches, optimizer, scheduler, device, hash((cfg.seed, rank)), state.epoch, cfg.epochs, cfg.clip_grad
+        trained, batches, optimizer, scheduler, device, seed, state.epoch, cfg.epochs, cfg.clip_grad
     ):
         model.eval()
-        found = evaluate.detect(model, scored, data.val.category_ids, device)
-        found = [detection for part in _gather(found) for detection in part]
-        scores = {f"val/{name}": value for name, value in evaluate.score(data.val.coco, found).items()}
-        state.epoch, state.metrics = result.epoch, _over_workers(result.metrics) | scores
-        if run is not None:
-            objective = scores.get(cfg.objective, float("-inf"))
-            if objective > state.best:
-                state.best = objective
-                state.save(folder / BEST)
-            state.save(folder / LAST)
-            run.log_metrics(state.metrics, step=result.epoch)
-            shown = {
-                name: state.metrics[name] for name in ("train/loss", "val/AP", "val/AP50") if name in state.metrics
-            }
-            values = "  ".join(f"{name} {value:.4f}" for name, value in shown.items())
-            log.info("epoch %d of %d  %s", result.epoch, cfg.epochs, values)
-            pruned = _tell_sweep(cfg.trial, result.epoch, cfg.epochs, objective)
+        found = _gather(evaluate.detect(model, scored, data.val.category_ids, device))
+        scores = evaluate.score(data.val.coco, [detection for part in found for detection in part])
+        state.epoch = result.epoch
+        state.metrics = _over_workers(result.metrics) | {f"val/{name}": value for name, value in scores.items()}
+        pruned = _record(cfg, state, folder, run) if run is not None else False
         ray.train.report(state.metrics)
-        pruned = _gather(pruned)[0]
+        pruned = _gather(pruned)[0]  # rank 0 decides; the others must not wait for it in another epoch
         if pruned:
             break
     if run is not None:
         run.log_file(folder / BEST, "checkpoints")
         run.log_file(folder / LAST, "checkpoints")
     return {"metrics": state.metrics, "pruned": pruned}
+
+
+def _record(cfg: DictConfig, state: RunState, folder: Path, run: Run) -> bool:
+    """Keep an epoch: checkpoints, metrics, a line of log. Whether the sweep wants the trial to stop here."""
+    if cfg.objective not in state.metrics:
+        raise ValueError(f"objective={cfg.objective}: the validation images hold no object it counts; choose another")
+    objective = state.metrics[cfg.objective]
+    if objective > state.best:
+        state.best = objective
+        state.save(folder / BEST)
+    state.save(folder / LAST)
+    run.log_metrics(state.metrics, step=state.epoch)
+    shown = dict.fromkeys(("train/loss", "val/AP", "val/AP50", cfg.objective))
+    values = "  ".join(f"{name} {state.metrics[name]:.4f}" for name in shown if name in state.metrics)
+    log.info("epoch %d of %d  %s", state.epoch, cfg.epochs, values)
+    if cfg.trial.hub is None:
+        return False
+    hub = ray.get_actor(cfg.trial.hub)
+    return ray.get(hub.report.remote(cfg.trial.trial, state.epoch, cfg.epochs, objective))
 
 
 def _gather(value: Any) -> list[Any]:
@@ -261,10 +267,3 @@ def _over_workers(metrics: dict[str, float]) -> dict[str, float]:
     parts = _gather(metrics)
     means = {name: sum(part[name] for part in parts) / len(parts) for name in metrics}
     return means | {"time/images_per_s": means["time/images_per_s"] * len(parts)}
-
-
-def _tell_sweep(trial: DictConfig, epoch: int, epochs: int, objective: float) -> bool:
-    """Report an epoch to the sweep this run is a trial of, if any; whether it wants the trial pruned."""
-    if trial.hub is None:
-        return False
-    return ray.get(ray.get_actor(trial.hub).report.remote(trial.trial, epoch, epochs, objective))

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,10 @@ class GHMSweeper(Sweeper):
 
         def make_sampler(begun: int) -> Any:
             seed = settings.sampler.get("seed")
-            return instantiate(settings.sampler, **({} if seed is None else {"seed": seed + begun}))
+            if seed is None:
+                return instantiate(settings.sampler)
+            # Mixed, not added: the first draws from neighbouring seeds can be nearly equal.
+            return instantiate(settings.sampler, seed=random.Random(hash((seed, begun))).getrandbits(32))
 
         tracking = self.master.tracking
         tracker = Tracker.open(tracking.uri, tracking.experiment, self.master.runs)
