@@ -3,11 +3,12 @@
 import functools
 import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -38,29 +39,42 @@ def main(arguments: list[str] | None = None) -> None:
     if verb in ("-h", "--help", "help"):
         print(USAGE)
         return
+    if verb == "report" and {"-h", "--help"} & set(rest):
+        print(USAGE)
+        return
     if verb not in verbs:
         _stop(BAD_INPUT, f"unknown verb {verb!r}: use one of {', '.join(verbs)}")
     sys.argv = [f"ghm {verb}", *rest]
-    for name in ("ray.train", "mlflow.store", "alembic"):  # they say at INFO what a run says better
-        logging.getLogger(name).setLevel(logging.WARNING)
+    for name in ("ray.train", "mlflow.store", "alembic", "urllib3"):  # a run says it better
+        logging.getLogger(name).setLevel(logging.ERROR)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as orderly as Ctrl-C
     full_error = os.environ.get("HYDRA_FULL_ERROR")
     # Hydra would print and exit 1 by itself; here it has to raise, so that each kind gets its own line and code.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         verbs[verb]()
-    except KeyboardInterrupt:
-        _stop(INTERRUPTED, "interrupted; a sweep goes on where it stopped when the same command is given again")
-    except Exception as error:
-        if full_error:
-            traceback.print_exc()
-        code = BAD_INPUT if isinstance(error, ValueError | HydraException | OmegaConfBaseException) else FAILED
-        if code == FAILED and not full_error:
-            traceback.print_exc()
-        _stop(code, _one_line(error))
+    except (KeyboardInterrupt, Exception) as error:
+        _end(error, traced=bool(full_error))
     finally:
         os.environ.pop("HYDRA_FULL_ERROR")
         if full_error is not None:
             os.environ["HYDRA_FULL_ERROR"] = full_error
+
+
+def _end(error: BaseException, traced: bool = False) -> NoReturn:
+    """Leave with one line and the code that fits; a traceback where asked for, or where nobody foresaw it."""
+    from ghm.worker import TrainingError
+    from sweeps.controller import SweepFailed
+
+    if traced:
+        traceback.print_exception(error)
+    if isinstance(error, KeyboardInterrupt):
+        _stop(INTERRUPTED, "interrupted; the same command continues a sweep, and a run with dir=ITS_FOLDER added")
+    if isinstance(error, ValueError | HydraException | OmegaConfBaseException):
+        _stop(BAD_INPUT, _one_line(error))
+    if not traced and not isinstance(error, SweepFailed):  # its trials have recorded theirs
+        traceback.print_exception(error.__cause__ if isinstance(error, TrainingError) else error)
+    _stop(FAILED, _one_line(error))
 
 
 def _train() -> None:
@@ -109,11 +123,13 @@ def report(config: DictConfig) -> None:
     console.print(page.terminal_table(result))
     for line in (page.verdict(result), f"Page:      {path}", f"MLflow UI: {page.ui_command(tracker)}"):
         console.print(line, soft_wrap=True, highlight=False)
+    if not len(result.done):
+        _stop(FAILED, "no trial finished; the page lists what they failed of")
     if not result.learned:
         _stop(FAILED, "no trial beats boxes placed without looking at the image; train longer or check the data")
 
 
-def _stop(code: int, message: str) -> None:
+def _stop(code: int, message: str) -> NoReturn:
     print(f"ghm: {message}", file=sys.stderr)
     raise SystemExit(code)
 
@@ -134,4 +150,7 @@ class SweepReport(Callback):
     """After a sweep: the ranked table, the page, where to look further, and whether anything was learned."""
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        report(config)
+        try:
+            report(config)
+        except Exception as error:  # Hydra would turn it into a warning
+            _end(error)

@@ -59,10 +59,13 @@ def score(coco: COCO, detections: list[Detection]) -> dict[str, float]:
 def chance(coco: COCO, seed: int = 0) -> list[Detection]:
     """Detections that know everything but the image: each gets another image's true boxes, in full.
 
-    A model that does not beat their score has learned the data's statistics at best.
+    A model that does not beat their score has learned the data's statistics at best. Of a single image
+    there is no other: no detections.
     """
     rng = np.random.default_rng(seed)
     image_ids = sorted(coco.getImgIds())
+    if len(image_ids) < 2:
+        return []
     shift = 1 + int(rng.integers(max(len(image_ids) - 1, 1)))
     found = []
     for image_id, other in zip(image_ids, np.roll(image_ids, shift).tolist(), strict=True):

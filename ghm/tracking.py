@@ -1,6 +1,7 @@
 """The only door to MLflow: one experiment a project, a parent run a sweep, a child run a trial."""
 
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -63,20 +64,23 @@ class Tracker:
                 found = self.client.get_experiment_by_name(experiment)
                 self.experiment_id = found.experiment_id if found else self._create(experiment, artifacts)
         except Exception as error:  # every kind of store fails in its own way
-            reason = str(error).splitlines()[0][:200]
+            reason = _without_password(str(error).splitlines()[0][:200])
             raise ValueError(
-                f"MLFLOW_TRACKING_URI={uri}: no tracking server answers there ({reason}); "
+                f"MLFLOW_TRACKING_URI={_without_password(uri)}: no tracking server answers there ({reason}); "
                 "start it, correct the address, or unset it to track under runs/"
             ) from error
 
     @classmethod
     def open(cls, uri: str | None, experiment: str, folder: str) -> "Tracker":
-        """The server or database at `uri`; None is a database and its artifacts below `folder`."""
-        if uri is not None:
+        """The server or database at `uri`; without one, a database below `folder`.
+
+        A database keeps its artifacts below `folder`, a server where it likes.
+        """
+        if uri and not uri.startswith("sqlite:"):
             return cls(uri, experiment)
         home = Path(folder).resolve()
         home.mkdir(parents=True, exist_ok=True)
-        return cls(f"sqlite:///{home}/mlflow.db", experiment, (home / "artifacts").as_uri())
+        return cls(uri or f"sqlite:///{home}/mlflow.db", experiment, (home / "artifacts").as_uri())
 
     def _create(self, experiment: str, artifacts: str | None) -> str:
         try:
@@ -100,7 +104,9 @@ class Tracker:
         """A run begun before, marked as running again; None if this server does not know it."""
         try:
             self.client.update_run(run_id, status="RUNNING")
-        except MlflowException:
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
             return None
         self.client.set_tag(run_id, "sweep.state", "running")
         return Run(self.client, run_id)
@@ -136,9 +142,20 @@ class Tracker:
             Run(self.client, run.info.run_id).finish("KILLED", "interrupted")
         return len(open_runs)
 
+    def fail_child(self, parent: str, name: str, tags: Mapping[str, object], error: str) -> None:
+        """Record a trial whose process died, in its run if it had begun one."""
+        begun = [run for run in self.children(parent) if run.data.tags.get("sweep.trial") == str(tags["sweep.trial"])]
+        run = Run(self.client, begun[-1].info.run_id) if begun else self.start(name, tags, parent)
+        run.set_tags({"error": error[-4000:]})
+        run.finish("FAILED", "failed")
+
     def history(self, run_id: str, metric: str) -> list[tuple[int, float]]:
         """(step, value) of one metric, in order of steps."""
         return sorted((entry.step, entry.value) for entry in self.client.get_metric_history(run_id, metric))
+
+
+def _without_password(text: str) -> str:
+    return re.sub(r"//[^/@\s]*@", "//***@", text)
 
 
 @contextmanager

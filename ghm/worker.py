@@ -6,9 +6,12 @@ import logging
 import os
 import re
 import traceback
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import ray
@@ -27,7 +30,10 @@ from ghm.checkpoint import RunState
 from ghm.data import Data, train_loader, val_loader
 from ghm.tracking import Run, Tracker
 
-LAST, BEST, RUN_ID = "last.pt", "best.pt", "mlflow_run_id"
+LAST, BEST, BEGUN = "last.pt", "best.pt", "run.json"
+
+# Keys that hold a whole number, and the least that makes sense.
+WHOLE = {"epochs": 1, "batch_size": 1, "seed": 0, "loader_processes": 0, "scaling.num_workers": 0}
 
 log = logging.getLogger(__name__)
 
@@ -45,18 +51,19 @@ def train(cfg: DictConfig) -> float:
     cfg = _with_absolute_paths(cfg)
     check(cfg)
     folder = Path(cfg.dir)
-    run, begun = _open_run(cfg, folder)
-    try:
-        if not begun:
-            _describe(run, cfg, folder)
-        result = _fit(cfg, folder, run.run_id)
-    except BaseException as error:
-        interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
-        run.set_tags({"error": "".join(traceback.format_exception(error))[-4000:]})
-        run.finish("KILLED" if interrupted else "FAILED", "cancelled" if interrupted else "failed")
-        if interrupted:
-            raise
-        raise TrainingError(f"run {run.run_id} in {folder} failed: {error}") from error
+    with _cluster(cfg.scaling):
+        run, begun = _open_run(cfg, folder)
+        try:
+            if not begun:
+                _describe(run, cfg, folder)
+            result = _fit(cfg, folder, run.run_id)
+        except BaseException as error:
+            interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
+            run.set_tags({"error": "".join(traceback.format_exception(error))[-4000:]})
+            run.finish("KILLED" if interrupted else "FAILED", "cancelled" if interrupted else "failed")
+            if interrupted:
+                raise
+            raise TrainingError(f"run {run.run_id} in {folder} failed: {error}") from error
     if result["pruned"]:
         run.finish("KILLED", "pruned")
     else:
@@ -68,9 +75,14 @@ def check(cfg: DictConfig) -> None:
     """Everything that can be known to be wrong before a run starts; ValueError names key, value, remedy."""
     for key in sorted(OmegaConf.missing_keys(cfg)):
         raise ValueError(f"{key}=???: has no value; give one, as in {key}=VALUE")
-    for key in ("epochs", "batch_size"):
-        if not isinstance(cfg[key], int) or cfg[key] < 1:
-            raise ValueError(f"{key}={cfg[key]}: must be a whole number of at least 1")
+    for key, least in WHOLE.items():
+        value = OmegaConf.select(cfg, key)
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{key}={value}: must be a whole number of at least {least}")
+    for key in ("data", "model", "loss.cls", "loss.box", "optimizer", "schedule"):
+        if OmegaConf.select(cfg, key) is None:
+            raise ValueError(f"{key}=null: must be chosen; leave it out to get the default")
+    _check_numbers(cfg)
     names = [f"val/{name}" for name in evaluate.METRICS]
     if cfg.objective not in names:
         raise ValueError(f"objective={cfg.objective}: must be one of {', '.join(names)}")
@@ -85,12 +97,28 @@ def check(cfg: DictConfig) -> None:
     _tracker(cfg)
 
 
+def _check_numbers(cfg: DictConfig) -> None:
+    """What no constructor sees."""
+    if cfg.clip_grad is not None and not (isinstance(cfg.clip_grad, int | float) and cfg.clip_grad > 0):
+        raise ValueError(f"clip_grad={cfg.clip_grad}: must be above 0, or null for none")
+    if not isinstance(cfg.loss.prior, int | float) or not 0 < cfg.loss.prior < 1:
+        raise ValueError(f"loss.prior={cfg.loss.prior}: must lie in (0, 1); 0.5 starts without a bias")
+    devices = ("auto", "cpu", "cuda")
+    if cfg.device not in devices:
+        raise ValueError(f"device={cfg.device}: must be one of {', '.join(devices)}")
+    if cfg.device == "cuda" and cfg.scaling.num_workers == 0 and not torch.cuda.is_available():
+        raise ValueError("device=cuda: torch sees no GPU here; leave it at auto")
+
+
 def _with_absolute_paths(cfg: DictConfig) -> DictConfig:
     """Ray's processes work in folders of their own; paths are meant from where the command was given."""
     cfg = copy.deepcopy(cfg)
     for key in ("runs", "dir", "data.root", "model.weights"):
         if (path := OmegaConf.select(cfg, key)) is not None:
             OmegaConf.update(cfg, key, os.path.abspath(Path(cfg.cwd) / path))
+    uri = cfg.tracking.uri
+    if uri and uri.startswith("sqlite:///"):
+        cfg.tracking.uri = f"sqlite:///{os.path.abspath(Path(cfg.cwd) / uri.removeprefix('sqlite:///'))}"
     return cfg
 
 
@@ -125,23 +153,40 @@ def _tracker(cfg: DictConfig) -> Tracker:
 
 
 def _open_run(cfg: DictConfig, folder: Path) -> tuple[Run, bool]:
-    """The MLflow run begun in this folder before (and True), or a new one (and False)."""
-    tracker, known = _tracker(cfg), folder / RUN_ID
-    if known.exists() and (run := tracker.resume(known.read_text())) is not None:
-        return run, True
+    """The MLflow run begun in this folder before (and True), or a new one (and False).
+
+    ValueError when the folder holds a run with other settings: its checkpoint is not this run's.
+    """
+    tracker, known, settings = _tracker(cfg), folder / BEGUN, _settings(cfg)
+    if known.exists():
+        before = json.loads(known.read_text())
+        for key in sorted(before["settings"].keys() | settings.keys()):
+            old, new = before["settings"].get(key), settings.get(key)
+            if old != new and key != "epochs":
+                raise ValueError(f"dir={folder}: holds a run with {key}={old}, not {new}; give another dir")
+        if (run := tracker.resume(before["run_id"])) is not None:
+            return run, True
     tags = {f"sweep.{key}": cfg.trial[key] for key in ("name", "trial", "params") if cfg.trial[key] is not None}
     tags |= {"mlflow.source.git.commit": provenance.commit(), "dir": folder}
     run = tracker.start(cfg.trial.label or folder.name, tags, parent=cfg.trial.parent_run)
     folder.mkdir(parents=True, exist_ok=True)
-    known.write_text(run.run_id)
+    known.write_text(json.dumps({"run_id": run.run_id, "settings": settings}, indent=2))
     return run, False
+
+
+def _settings(cfg: DictConfig) -> dict[str, Any]:
+    """All that a run's numbers depend on, by dotted key: not where it runs or what is kept where."""
+    places = ("cwd", "dir", "runs", "tracking", "trial")
+    about = OmegaConf.create({key: cfg[key] for key in cfg if key not in places})
+    return provenance.flat(OmegaConf.to_container(about, resolve=True))
 
 
 def _describe(run: Run, cfg: DictConfig, folder: Path) -> None:
     """Record all that the run depends on: config, overrides, versions of packages."""
-    about = {key: cfg[key] for key in cfg if key not in ("cwd", "dir", "runs", "tracking", "trial")}
-    run.log_params(provenance.flat(OmegaConf.to_container(OmegaConf.create(about), resolve=True)))
-    run.log_text(OmegaConf.to_yaml(cfg, resolve=True), "config/config.yaml")
+    run.log_params(_settings(cfg))
+    # Without the tracker's address, which may hold a password.
+    kept = OmegaConf.create({key: cfg[key] for key in cfg if key != "tracking"})
+    run.log_text(OmegaConf.to_yaml(kept, resolve=True), "config/config.yaml")
     run.log_text(json.dumps(provenance.packages(), indent=2), "config/packages.json")
     overrides = folder / ".hydra" / "overrides.yaml"
     if overrides.exists():
@@ -176,13 +221,35 @@ def _fit_in_workers(job: dict[str, Any], scaling: DictConfig) -> dict[str, Any]:
             worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": str(scaling.cpus)}},
         ),
     )
-    own = not ray.is_initialized()  # a trial's process is connected to its sweep's Ray already
+    # In the main thread `fit` would take the interrupt handler over for good. A daemon, because an
+    # interrupted run must not wait for its end.
+    ended: Future[Any] = Future()
+    Thread(target=lambda: _settle(ended, trainer.fit), daemon=True).start()
+    return ended.result().return_value
+
+
+def _settle(future: "Future[Any]", work: Callable[[], Any]) -> None:
+    try:
+        future.set_result(work())
+    except BaseException as error:
+        future.set_exception(error)
+
+
+@contextmanager
+def _cluster(scaling: DictConfig) -> Iterator[None]:
+    """A Ray on which `scaling` fits: that of the sweep, of RAY_ADDRESS, or one for this run alone."""
+    own = scaling.num_workers > 0 and not ray.is_initialized()
     if own:
         ray.init(log_to_driver=False, logging_level="ERROR", include_dashboard=False)
     try:
-        # In the main thread `fit` would take the interrupt handler over for good.
-        with ThreadPoolExecutor(1) as thread:
-            return thread.submit(trainer.fit).result().return_value
+        for kind, each in {"CPU": scaling.cpus, "GPU": scaling.gpus}.items() if scaling.num_workers else ():
+            there = ray.cluster_resources().get(kind, 0)
+            if scaling.num_workers * each > there:
+                raise ValueError(
+                    f"scaling.num_workers={scaling.num_workers}: as many times {each:g} {kind} do not fit the "
+                    f"{there:g} of this Ray cluster; lower it or scaling.{kind.lower()}s"
+                )
+        yield
     finally:
         if own:
             ray.shutdown()
@@ -208,7 +275,7 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
     state = RunState(model, optimizer, scheduler)
     if (folder / LAST).exists():
         state.load(folder / LAST)
-    run = _tracker(cfg).resume(job["run_id"]) if rank == 0 else None
+    run = _tracker(cfg).run(job["run_id"]) if rank == 0 else None
     if run is not None and state.epoch == 0:
         guess = evaluate.score(data.val.coco, evaluate.chance(data.val.coco))
         run.log_metrics({"val/chance_AP50": guess["AP50"]}, step=0)

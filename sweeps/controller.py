@@ -1,5 +1,6 @@
 """The loop of a sweep: ask Optuna, run on a free slot, tell Optuna. No barrier, no batch."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,6 +10,7 @@ from optuna.samplers import BaseSampler
 from optuna.study import Study
 from optuna.trial import Trial, TrialState
 
+from ghm.tracking import Tracker
 from sweeps.pool import Outcome, Pool, Task
 from sweeps.space import Params, Space
 from sweeps.study import ENDED, count
@@ -31,6 +33,24 @@ class Search:
     pruner: BasePruner
 
 
+@dataclass(frozen=True)
+class Record:
+    """The sweep's place in MLflow: below which run its trials record themselves."""
+
+    name: str
+    tracker: Tracker
+    parent: str
+
+    def context(self, hub: str) -> dict[str, Any]:
+        """What a trial has to know to record itself and to report."""
+        return {"name": self.name, "parent_run": self.parent, "hub": hub}
+
+    def death(self, number: int, params: Params, label: str, error: str) -> None:
+        """A trial whose process is gone, and so could not record its own end."""
+        tags = {"sweep.name": self.name, "sweep.trial": number, "sweep.params": json.dumps(params)}
+        self.tracker.fail_child(self.parent, f"{number:03d} {label}", tags, error)
+
+
 @dataclass
 class Controller:
     """Runs `task` on composed configs until the study holds `n_trials` ended trials.
@@ -43,7 +63,7 @@ class Controller:
     pool: Pool
     task: Task
     compose: Callable[[int, Params, str, dict[str, Any]], dict[str, Any]]
-    context: dict[str, Any]
+    record: Record
     view: View
     n_trials: int
     max_failure_rate: float
@@ -77,7 +97,9 @@ class Controller:
         params = self.search.space.suggest(trial)
         label = self.search.space.label(params)
         self.view.started(trial.number, label)
-        self.pool.submit(trial.number, self.task, self.compose(trial.number, params, label, self.context))
+        self.pool.submit(
+            trial.number, self.task, self.compose(trial.number, params, label, self.record.context(self.pool.hub_name))
+        )
 
     def _hear(self) -> None:
         """Pass the epochs that trials reported on to Optuna, and stop what it would prune."""
@@ -97,8 +119,11 @@ class Controller:
         if outcome.error is not None:
             trial.set_user_attr("error", outcome.error[-4000:])
             self.study.tell(trial, state=TrialState.FAIL)
-            self.view.ended(number, "failed", None, outcome.error.strip().splitlines()[-1])
-            self._give_up_if_needed(outcome.error)
+            reason = outcome.error.strip().splitlines()[-1]
+            self.view.ended(number, "failed", None, reason)
+            if outcome.died:
+                self.record.death(number, trial.params, label, outcome.error)
+            self._give_up_if_needed(f"trial {number}, {label}: {reason}")
         elif number in self.stopped:
             self.study.tell(trial, state=TrialState.PRUNED)
             self.view.ended(number, "pruned", outcome.value)
@@ -107,12 +132,12 @@ class Controller:
             self._recount_best()
             self.view.ended(number, "done", outcome.value, label)
 
-    def _give_up_if_needed(self, error: str) -> None:
+    def _give_up_if_needed(self, last: str) -> None:
         failed = count(self.study, TrialState.FAIL)
         if failed / self.n_trials > self.max_failure_rate:
             raise SweepFailed(
                 f"{failed} of {self.n_trials} trials failed, more than "
-                f"hydra.sweeper.max_failure_rate={self.max_failure_rate}; the last one:\n{error}"
+                f"hydra.sweeper.max_failure_rate={self.max_failure_rate}; the last was {last}"
             )
 
     def _recount(self) -> None:

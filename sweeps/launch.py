@@ -1,5 +1,6 @@
 """One sweep from start to end: study, parent run, slots, and an orderly way out of each."""
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from optuna.study import Study
 from optuna.trial import TrialState
 
 from ghm.tracking import Run, Tracker
-from sweeps.controller import Controller, Search
+from sweeps.controller import Controller, Record, Search
 from sweeps.pool import Pool, Task
 from sweeps.space import Params
 from sweeps.study import ENDED, count, enqueue, open_storage, open_study, results, resume
@@ -39,9 +40,13 @@ class Sweep:
     objective: str
 
     def __post_init__(self) -> None:
+        if not re.fullmatch(r"[\w .-]+", self.name):
+            raise ValueError(
+                f"hydra.sweeper.study_name={self.name}: may hold letters, digits, space, dot, - and _ only"
+            )
         for key in ("n_trials", "n_jobs"):
             value = getattr(self, key)
-            if not isinstance(value, int) or value < 1:
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"hydra.sweeper.{key}={value}: must be a whole number of at least 1")
         if self.direction not in ("maximize", "minimize"):
             raise ValueError(f"hydra.sweeper.direction={self.direction}: must be maximize or minimize")
@@ -60,20 +65,23 @@ def run_sweep(sweep: Sweep, search: Search, task: Task, compose: Compose, tracke
     sweep.folder.mkdir(parents=True, exist_ok=True)
     with _alone(sweep.folder):
         storage = open_storage(sweep.storage, sweep.runs)
-        study = open_study(storage, sweep.name, sweep.direction, search.space)
-        resume(storage, study)
-        n_trials = enqueue(study, sweep.first, search.space, sweep.n_trials)
-        left = count(study, *ENDED) < n_trials
-        pool = Pool(sweep.n_jobs, sweep.cpus, sweep.gpus, sweep.name) if left else None
+        study = open_study(storage, sweep.name, sweep.direction, search.space, sweep.folder)
+        try:
+            resume(storage, study)
+            n_trials = enqueue(study, sweep.first, search.space, sweep.n_trials)
+            left = count(study, *ENDED) < n_trials
+            pool = Pool(sweep.n_jobs, sweep.cpus, sweep.gpus, sweep.name) if left else None
+        except ValueError:
+            if not count(study, *ENDED):
+                optuna.delete_study(storage=storage, study_name=sweep.name)  # nothing was done: leave nothing
+            raise
         parent = _parent(tracker, sweep)
         with _orderly_end(sweep, storage, study, pool, tracker, parent):
             if pool is not None:
-                context = {"name": sweep.name, "parent_run": parent.run_id, "hub": pool.hub_name}
                 view = View(sweep.name, sweep.objective, n_trials)
+                record = Record(sweep.name, tracker, parent.run_id)
                 with view:
-                    Controller(
-                        study, search, pool, task, compose, context, view, n_trials, sweep.max_failure_rate
-                    ).run()
+                    Controller(study, search, pool, task, compose, record, view, n_trials, sweep.max_failure_rate).run()
         return study.best_value if count(study, TrialState.COMPLETE) else None
 
 
@@ -86,7 +94,7 @@ def _orderly_end(
     try:
         yield
         status, state = "FINISHED", "finished"
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
         status, state = "KILLED", "cancelled"
         raise
     finally:

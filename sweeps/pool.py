@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ class Outcome:
 
     value: float | None
     error: str | None = None
+    died: bool = False  # its process is gone, so it could record nothing itself
 
 
 class Slot:
@@ -94,7 +96,7 @@ class Pool:
                 outcomes.append((trial, ray.get(reference)))
                 self._idle.append(slot)
             except (RayActorError, RayTaskError) as error:  # the process is gone; the next trial gets a new one
-                outcomes.append((trial, Outcome(None, f"its process died: {error}")))
+                outcomes.append((trial, Outcome(None, f"its process died: {error}", died=True)))
         return outcomes
 
     def reports(self) -> list[tuple[int, int, int, float]]:
@@ -117,4 +119,6 @@ class Pool:
 def start_ray() -> None:
     """Connect to RAY_ADDRESS, or start a small Ray on this machine that ends with this process."""
     options: dict[str, Any] = {} if os.environ.get("RAY_ADDRESS") else {"object_store_memory": 200 * 2**20}
+    handler = signal.getsignal(signal.SIGTERM)
     ray.init(log_to_driver=False, logging_level="ERROR", include_dashboard=False, **options)
+    signal.signal(signal.SIGTERM, handler)  # Ray puts its own there, which would skip an orderly end

@@ -35,6 +35,14 @@ class Dimension:
     def override(self, value: Any) -> str:
         return f"{self.key}={self.texts.get(value, value)}"
 
+    def holds(self, value: Any) -> bool:
+        match self.distribution:
+            case CategoricalDistribution(choices=choices):
+                return value in choices
+            case IntDistribution(low=low, high=high) | FloatDistribution(low=low, high=high):
+                return isinstance(value, int | float) and low <= value <= high
+        raise AssertionError(self.distribution)
+
     def values(self) -> list[Any] | None:
         """All values, or None if there is no end of them."""
         match self.distribution:
@@ -78,7 +86,7 @@ class Space:
 
     def overrides(self, params: Params) -> list[str]:
         """The trial as Hydra overrides: what all share first, then what was sampled."""
-        shared = [key if key.startswith("~") and not value else f"{key}={value}" for key, value in self.fixed.items()]
+        shared = [key if key.startswith("~") else f"{key}={value}" for key, value in self.fixed.items()]
         return shared + [d.override(params[d.key]) for d in self.dimensions if d.key in params]
 
     def label(self, params: Params) -> str:
@@ -120,9 +128,23 @@ class Space:
             points = longer
         return points if len(points) <= most else None
 
-    def fits(self, params: Params) -> bool:
-        """Whether first settings given by hand agree with what the command line fixed."""
-        return all(self.fixed.get(key, str(value)) == str(value) for key, value in params.items())
+    def given(self, params: Params) -> Params | None:
+        """Settings given by hand, without what is fixed; None if they contradict what is fixed.
+
+        ValueError for a key that is not swept, or a value that its sweep does not hold.
+        """
+        dimensions = {dimension.key: dimension for dimension in self.dimensions}
+        for key, value in params.items():
+            if key in self.fixed:
+                if self.fixed[key] != str(value):
+                    return None
+            elif key not in dimensions:
+                raise ValueError(f"hydra.sweeper.enqueue: {key}={value}: the key is not swept; sweep it or drop it")
+            elif not dimensions[key].holds(value):
+                raise ValueError(
+                    f"hydra.sweeper.enqueue: {key}={value}: not among the values swept; change one of them"
+                )
+        return {key: value for key, value in params.items() if key in dimensions}
 
     def fingerprint(self) -> str:
         """Says whether two sweeps search the same: JSON of what is fixed and what is swept."""
@@ -138,7 +160,7 @@ def parse(arguments: list[str], params: Mapping[str, str], when: Mapping[str, Ma
     parser = OverridesParser.create(config_loader=loader)
     given = parser.parse_overrides(arguments)
     spoken = {override.get_key_element() for override in given}
-    configured = parser.parse_overrides([f"{key}={value}" for key, value in params.items() if key not in spoken])
+    configured = parser.parse_overrides([_written(key, value) for key, value in params.items() if key not in spoken])
     overrides = [*configured, *given]
     fixed = {o.get_key_element(): o.get_value_element_as_str() for o in overrides if not o.is_sweep_override()}
     dimensions = [_dimension(override) for override in overrides if override.is_sweep_override()]
@@ -149,10 +171,19 @@ def parse(arguments: list[str], params: Mapping[str, str], when: Mapping[str, Ma
             raise ValueError(
                 f"hydra.sweeper.when={condition}: nothing chooses {key}; sweep it or fix it, and write {key}=VALUE"
             )
-        for override in parser.parse_overrides([f"{key}={value}" for key, value in conditional.items()]):
+        for override in parser.parse_overrides([_written(key, value) for key, value in conditional.items()]):
+            if not override.is_sweep_override():
+                raise ValueError(
+                    f"hydra.sweeper.when={condition}: {override.input_line} sweeps nothing; fix it elsewhere"
+                )
             if override.get_key_element() not in spoken:
                 dimensions.append(_dimension(override, condition))
     return Space(dimensions, fixed)
+
+
+def _written(key: str, value: Any) -> str:
+    """As Hydra writes it: YAML's null, true and false arrive here as Python's."""
+    return f"{key}={value if isinstance(value, str) else json.dumps(value)}"
 
 
 def _dimension(override: Override, condition: str | None = None) -> Dimension:

@@ -1,5 +1,6 @@
 """The study: what was tried and what came of it. Optuna's storage is the only truth of a sweep."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +33,25 @@ def open_storage(url: str | None, folder: Path) -> BaseStorage:
     return storage
 
 
-def open_study(storage: BaseStorage, name: str, direction: str, space: Space) -> Study:
-    """The study of this name, new or continued. ValueError if it searched something else before."""
-    study = optuna.create_study(storage=storage, study_name=name, direction=direction, load_if_exists=True)
-    before = study.user_attrs.get("space")
-    if before is not None and before != space.fingerprint():
+def open_study(storage: BaseStorage, name: str, direction: str, space: Space, folder: Path) -> Study:
+    """The study of this name, new or continued.
+
+    ValueError if it searched something else before, or if it is new and `folder` holds another's trials.
+    """
+    searched = json.dumps({"direction": direction, "space": space.fingerprint()})
+    known = name in optuna.get_all_study_names(storage)
+    if not known and any(folder.glob("[0-9]*")):
         raise ValueError(
-            f"hydra.sweeper.study_name={name}: holds a sweep over another space; give the same overrides, "
-            "or another hydra.sweeper.study_name"
+            f"hydra.sweep.dir={folder}: holds trials that the study's storage does not know; "
+            "delete the folder, or give another hydra.sweeper.study_name"
         )
-    study.set_user_attr("space", space.fingerprint())
+    study = optuna.create_study(storage=storage, study_name=name, direction=direction, load_if_exists=True)
+    if known and study.user_attrs.get("searched") != searched:
+        raise ValueError(
+            f"hydra.sweeper.study_name={name}: holds a sweep over another space, or in another direction; "
+            "give the same overrides, or another hydra.sweeper.study_name"
+        )
+    study.set_user_attr("searched", searched)
     return study
 
 
@@ -57,20 +67,23 @@ def resume(storage: BaseStorage, study: Study) -> int:
 
 
 def enqueue(study: Study, first: list[Params], space: Space, n_trials: int) -> int:
-    """Queue what is known from the start, unless the study has begun; how many trials it is to hold.
+    """Queue what is known from the start and not in the study yet; how many trials it is to hold.
 
     A space of at most `n_trials` points is searched in full, each point once. Of a larger one only
-    the settings in `first` are queued, and keys they leave out are sampled.
+    the settings in `first` are queued, when the study begins, and keys they leave out are sampled.
     """
-    known = {dimension.key for dimension in space.dimensions}
-    wanted = [{key: params[key] for key in params if key in known} for params in first if space.fits(params)]
+    given = [params for params in map(space.given, first) if params is not None]
+    trials = study.get_trials(deepcopy=False)
     points = space.points(most=n_trials)
-    if points is not None:
-        wanted = sorted(points, key=lambda point: not any(some.items() <= point.items() for some in wanted))
-    if not study.get_trials(deepcopy=False):
-        for params in wanted:
-            study.enqueue_trial(params)
-    return n_trials if points is None else len(points)
+    if points is None:
+        wanted = [] if trials else given
+    else:
+        tried = [trial.params or trial.system_attrs.get("fixed_params", {}) for trial in trials]
+        wanted = [point for point in points if point not in tried]
+        wanted.sort(key=lambda point: not any(some.items() <= point.items() for some in given))
+    for params in wanted:
+        study.enqueue_trial(params)
+    return n_trials if points is None else len(trials) + len(wanted)
 
 
 def count(study: Study, *states: TrialState) -> int:

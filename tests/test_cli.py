@@ -43,6 +43,14 @@ def unfinished(runs: Path = Path("runs")) -> list[str]:
         (["train", "loss.prior=1"], ["loss.prior=1", "(0, 1)"]),
         (["train", "epochs=0"], ["epochs=0", "at least 1"]),
         (["train", "epochs=many"], ["epochs=many", "at least 1"]),
+        (["train", "epochs=true"], ["epochs=True", "whole number"]),
+        (["train", "seed=abc"], ["seed=abc", "whole number"]),
+        (["train", "clip_grad=-1"], ["clip_grad=-1", "above 0"]),
+        (["train", "device=gpu"], ["device=gpu", "auto"]),
+        (["train", "loss.prior=abc"], ["loss.prior=abc", "(0, 1)"]),
+        (["train", "scaling.num_workers=-1"], ["scaling.num_workers=-1", "at least 0"]),
+        (["train", "loss.cls=null"], ["loss.cls=null", "must be chosen"]),
+        (["train", "optimizer.lr=abc"], ["optimizer.lr=abc"]),
         (["train", "objective=val/mAP"], ["objective=val/mAP", "val/AP"]),
         (["train", "optimizer.lr=-1"], ["optimizer.lr=-1", "learning rate"]),
         (["train", "data.train_images=0"], ["data.train_images=0", "at least 1"]),
@@ -60,6 +68,7 @@ def unfinished(runs: Path = Path("runs")) -> list[str]:
         (["train", "-m", "seed=1,2", "hydra.sweeper.n_jobs=0"], ["hydra.sweeper.n_jobs=0", "at least 1"]),
         (["train", "-m", "seed=1,2", "hydra.sweeper.direction=up"], ["hydra.sweeper.direction=up", "maximize"]),
         (["train", "-m", "seed=1,2", "hydra.sweeper.storage=nowhere"], ["hydra.sweeper.storage=nowhere"]),
+        (["train", "-m", "seed=1,2", "hydra.sweeper.study_name='a/b'"], ["hydra.sweeper.study_name=a/b"]),
         (["report", "hydra.sweeper.study_name=unheard"], ["hydra.sweeper.study_name=unheard"]),
         (["fly"], ["fly", "train"]),
     ],
@@ -95,6 +104,14 @@ def test_an_unreachable_tracking_server_is_named_within_seconds(ghm, capsys, mon
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert "MLFLOW_TRACKING_URI=http://127.0.0.1:9" in line
     assert not Path("runs").exists() or not list(Path("runs").rglob("*.pt"))
+
+
+def test_a_password_in_an_address_is_not_shown(ghm, capsys, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:s3cret@127.0.0.1:9")
+    assert ghm("train", *SMALL) == 2
+    shown = capsys.readouterr()
+    assert "s3cret" not in shown.out + shown.err
+    assert "http://***@127.0.0.1:9" in shown.err
 
 
 def test_a_traceback_is_shown_when_asked_for(ghm, capsys, monkeypatch):

@@ -37,7 +37,7 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
         {"torch", "ray", "hydra", "omegaconf"},
     ),
     "ghm/report": ({"ghm.report", "ghm.tracking"}, {"matplotlib", "pandas", "scipy", "numpy", "jinja2", "rich"}),
-    "ghm/cli.py": ({"ghm.worker", "ghm.report", "ghm.tracking"}, {"hydra", "omegaconf", "rich"}),
+    "ghm/cli.py": ({"ghm.worker", "ghm.report", "ghm.tracking", "sweeps"}, {"hydra", "omegaconf", "rich"}),
     "sweeps": (
         {"sweeps", "ghm.tracking"},
         {"optuna", "ray", "hydra", "omegaconf", "filelock", "rich", "sqlalchemy"},

@@ -56,7 +56,7 @@ def test_a_run_records_metrics_config_and_checkpoints(ghm):
 def test_a_run_continued_equals_one_never_stopped(ghm):
     short = ("schedule=paper", "schedule.milestones=[1]", *SMALL)  # its rate does not depend on the last epoch
     assert ghm("train", "epochs=3", *short, "dir=runs/whole") == 0
-    assert ghm("train", "epochs=1", *short, "dir=runs/parts") == 0
+    assert ghm("train", "epochs=1", *short, "dir=runs/parts") == 0  # more epochs may be asked for later
     assert ghm("train", "epochs=3", *short, "dir=runs/parts") == 0
     whole, parts = recorded()
     assert steps(parts, "train/loss") == [1, 2, 3]
@@ -64,6 +64,30 @@ def test_a_run_continued_equals_one_never_stopped(ghm):
         assert parts.data.metrics[metric] == whole.data.metrics[metric]
     one, other = (torch.load(f"runs/{name}/last.pt", weights_only=True)["model"] for name in ("whole", "parts"))
     assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_a_folder_that_holds_a_run_with_other_settings_is_refused(ghm, capsys):
+    assert ghm("train", "epochs=1", *SMALL, "dir=runs/one") == 0
+    assert ghm("train", "epochs=1", *SMALL, "dir=runs/one", "loss.cls.bins=10") == 2
+    assert "holds a run with loss.cls.bins=30, not 10" in capsys.readouterr().err
+    (run,) = recorded()
+    assert run.info.status == "FINISHED"
+
+
+def test_a_database_of_ones_own_is_found_from_every_process_and_keeps_its_files_below_runs(ghm, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///own.db")
+    assert ghm("train", "epochs=1", *SMALL, "scaling=workers", "scaling.num_workers=2") == 0
+    own = MlflowClient(f"sqlite:///{Path.cwd()}/own.db")
+    (run,) = own.search_runs([own.get_experiment_by_name("ghm").experiment_id])
+    assert "val/AP" in run.data.metrics
+    assert run.info.artifact_uri.startswith(Path("runs").resolve().as_uri())
+    assert not Path("mlruns").exists()
+
+
+def test_more_workers_than_the_machine_holds_are_refused_before_anything_is_recorded(ghm, capsys):
+    assert ghm("train", "epochs=1", *SMALL, "batch_size=64", "scaling=workers", "scaling.num_workers=64") == 2
+    assert "scaling.num_workers=64: as many times 1 CPU do not fit" in capsys.readouterr().err
+    assert not recorded()
 
 
 def test_a_run_that_diverges_ends_as_failed_with_its_reason(ghm, capsys):

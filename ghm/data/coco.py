@@ -87,7 +87,8 @@ def flip() -> Callable[..., Any]:
 def coco_folder(root: str | None) -> Data:
     """A folder in COCO's format: `images/` and `annotations/instances_{train,val}.json`.
 
-    Every listed image and every box is checked here, before hours are spent on training.
+    That every listed image exists, and every box is one, is checked here, before hours are spent on
+    training; what is in the images shows when they are read.
     ValueError names the file, the entry and the remedy.
     """
     if root is None:

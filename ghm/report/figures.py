@@ -65,7 +65,7 @@ def learning_curves(sweep: SweepResult) -> Figure:
     axes.set(xlabel="epoch", ylabel=sweep.objective)
     axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if named != {"all"}:
+    if named - {"all"}:
         axes.legend(loc="upper left")
     return figure
 

@@ -1,6 +1,7 @@
 """The page of a sweep, its files, and the same ranking for a terminal."""
 
 import base64
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,8 @@ def ui_command(tracker: Tracker) -> str:
         return tracker.uri
     # Without its job runners the server starts in seconds and takes a quarter of the memory.
     mlflow = Path(sys.executable).parent / "mlflow"
-    return f"MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false {mlflow} server --workers 1 --backend-store-uri {tracker.uri}"
+    server = shlex.join([str(mlflow), "server", "--workers", "1", "--backend-store-uri", tracker.uri])
+    return f"MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false {server}"
 
 
 def _page(sweep: SweepResult, images: list[tuple[str, str]], ui: str) -> str:

@@ -25,7 +25,7 @@ class SweepResult:
 
     @property
     def done(self) -> pd.DataFrame:
-        return self.trials[self.trials["state"] == "done"]
+        return self.trials[(self.trials["state"] == "done") & self.trials[self.objective].notna()]
 
     @property
     def groups(self) -> dict[int, str]:
@@ -63,7 +63,7 @@ def load(tracker: Tracker, name: str, maximize: bool = True) -> SweepResult:
         keys |= dict.fromkeys(params)
         minutes = (run.info.end_time - run.info.start_time) / 60_000
         error = run.data.tags.get("error", "").strip().splitlines()[-1:]
-        row = {"trial": trial, "label": run.info.run_name.split(" ", 1)[1], "state": state, "minutes": minutes}
+        row = {"trial": trial, "label": run.info.run_name.split(" ", 1)[-1], "state": state, "minutes": minutes}
         rows.append(row | {"run_id": run.info.run_id, "error": "".join(error)} | params | run.data.metrics)
         for metric, of_trial in curves.items():
             of_trial[trial] = tracker.history(run.info.run_id, metric)

@@ -1,6 +1,7 @@
 """The engine on a toy task, over real Ray, Optuna and MLflow."""
 
 import json
+import shutil
 from pathlib import Path
 
 import optuna
@@ -80,6 +81,41 @@ def test_a_finite_space_is_searched_in_full_and_each_point_once():
     assert sorted(trial.params["x"] for trial in study().trials) == [0, 1, 2]
 
 
+def test_a_finite_space_that_was_begun_with_fewer_trials_is_completed():
+    sweep("x=0,1,2", n_trials=2)
+    sweep("x=0,1,2", n_trials=20)
+    assert {trial.params["x"] for trial in study().trials} == {0, 1, 2}
+
+
+@pytest.mark.parametrize(
+    ("params", "message"), [({"y": 1}, "y=1: the key is not swept"), ({"x": 5.0}, "x=5.0: not among the values swept")]
+)
+def test_settings_given_by_hand_that_cannot_be_are_refused_at_the_start(params, message):
+    with pytest.raises(ValueError, match=f"hydra.sweeper.enqueue: {message}"):
+        sweep(first=[params])
+    with pytest.raises(KeyError):
+        study()
+
+
+def test_trials_of_another_study_are_not_taken_for_this_ones():
+    sweep("x=0,1")
+    Path("runs/optuna.db").unlink()
+    with pytest.raises(ValueError, match="holds trials that the study's storage does not know"):
+        sweep("x=2,3")
+
+
+@pytest.mark.parametrize("name", ["it's", "a/b", ""])
+def test_a_name_that_cannot_be_searched_for_is_refused(name):
+    with pytest.raises(ValueError, match=r"hydra\.sweeper\.study_name="):
+        sweep(name=name)
+
+
+def test_another_direction_under_the_same_name_is_refused():
+    sweep("x=0,1")
+    with pytest.raises(ValueError, match="another direction"):
+        sweep("x=0,1", direction="minimize")
+
+
 def test_settings_given_by_hand_come_first():
     sweep(first=[{"x": 0.25}, {"x": 1.75}])
     assert [trial.params["x"] for trial in study().trials][:2] == [0.25, 1.75]
@@ -97,6 +133,7 @@ def test_a_sweep_in_parts_draws_what_it_draws_in_one_go():
     sweep(n_trials=4, n_jobs=1)
     whole = [trial.params for trial in study().trials]
     optuna.delete_study(study_name="toy", storage=f"sqlite:///{Path('runs').resolve()}/optuna.db")
+    shutil.rmtree("runs/sweeps/toy")
     for n_trials in (1, 3, 4):
         sweep(n_trials=n_trials, n_jobs=1)
     assert [trial.params for trial in study().trials] == whole
@@ -118,6 +155,13 @@ def test_a_process_that_dies_takes_only_its_own_trial_along():
     sweep("x=101,1,2", n_jobs=1, max_failure_rate=0.5)
     assert states() == ["FAIL", "COMPLETE", "COMPLETE"]
     assert "its process died" in study().trials[0].user_attrs["error"]
+    tracker = Tracker.open(None, "toy", "runs")
+    parent = tracker.sweep("toy")
+    assert parent is not None
+    (dead,) = tracker.children(parent.info.run_id)  # the toy task itself records nothing
+    assert dead.info.status == "FAILED"
+    assert dead.data.tags["sweep.trial"] == "0"
+    assert "its process died" in dead.data.tags["error"]
 
 
 def test_a_pruned_trial_is_stopped_early_and_told_apart():
@@ -198,7 +242,8 @@ def test_two_controllers_in_one_folder_are_refused():
 def test_more_slots_than_the_cluster_holds_are_refused():
     with pytest.raises(ValueError, match=r"n_jobs=9: 9 slots of 0\.5 CPU do not fit the 4"):
         sweep(n_jobs=9)
-    assert "RUNNING" not in states()
+    with pytest.raises(KeyError):
+        study()
 
 
 def test_results_are_written_as_hydras_own_sweeper_does():

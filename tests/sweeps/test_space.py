@@ -70,6 +70,19 @@ def test_a_condition_on_what_nobody_chooses_is_refused():
         space(when=CONDITIONAL)
 
 
+def test_a_condition_that_sweeps_nothing_is_refused():
+    with pytest.raises(ValueError, match=r"when=loss=focal: loss\.cls\.gamma=2\.0 sweeps nothing"):
+        space(params={"loss": "choice(ghm,focal)"}, when={"loss=focal": {"loss.cls.gamma": 2.0}})
+
+
+def test_configured_nulls_and_booleans_arrive_as_hydra_reads_them():
+    assert space(params={"clip_grad": None, "flag": True}).fixed == {"clip_grad": "null", "flag": "True"}
+
+
+def test_a_key_removed_on_the_command_line_stays_removed():
+    assert space("~clip_grad", "seed=1,2").overrides({"seed": 1}) == ["~clip_grad", "seed=1"]
+
+
 def test_a_trial_becomes_ordinary_hydra_overrides():
     swept = space("epochs=3", "+extra=[1,2]", "loss=ghm,focal", "loss.cls.weight=interval(1,2)")
     overrides = swept.overrides({"loss": "focal", "loss.cls.weight": 1.5})

@@ -32,7 +32,7 @@ class GHMSweeper(Sweeper):
 
         settings, hydra = self.settings, self.master.hydra
         sweep = Sweep(
-            name=settings.study_name,
+            name=str(settings.study_name),
             folder=Path(hydra.sweep.dir).resolve(),
             runs=Path(self.master.runs),
             direction=settings.direction,
