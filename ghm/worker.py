@@ -4,12 +4,10 @@ import copy
 import json
 import logging
 import os
-import re
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -18,8 +16,6 @@ import ray
 import ray.train
 import torch
 import torch.distributed as dist
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device
@@ -28,12 +24,10 @@ from torch import nn
 from ghm import engine, evaluate, provenance
 from ghm.checkpoint import RunState
 from ghm.data import Data, train_loader, val_loader
-from ghm.tracking import Run, Tracker
+from ghm.parts import build, build_model, check, open_tracker
+from ghm.tracking import Run
 
 LAST, BEST, BEGUN = "last.pt", "best.pt", "run.json"
-
-# Keys that hold a whole number, and the least that makes sense.
-WHOLE = {"epochs": 1, "batch_size": 1, "seed": 0, "loader_processes": 0, "scaling.num_workers": 0}
 
 log = logging.getLogger(__name__)
 
@@ -71,45 +65,6 @@ def train(cfg: DictConfig) -> float:
     return float(result["metrics"][cfg.objective])
 
 
-def check(cfg: DictConfig) -> None:
-    """Everything that can be known to be wrong before a run starts; ValueError names key, value, remedy."""
-    for key in sorted(OmegaConf.missing_keys(cfg)):
-        raise ValueError(f"{key}=???: has no value; give one, as in {key}=VALUE")
-    for key, least in WHOLE.items():
-        value = OmegaConf.select(cfg, key)
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ValueError(f"{key}={value}: must be a whole number of at least {least}")
-    for key in ("data", "model", "loss.cls", "loss.box", "optimizer", "schedule"):
-        if OmegaConf.select(cfg, key) is None:
-            raise ValueError(f"{key}=null: must be chosen; leave it out to get the default")
-    _check_numbers(cfg)
-    names = [f"val/{name}" for name in evaluate.METRICS]
-    if cfg.objective not in names:
-        raise ValueError(f"objective={cfg.objective}: must be one of {', '.join(names)}")
-    workers = cfg.scaling.num_workers
-    if cfg.batch_size % max(workers, 1):
-        raise ValueError(f"batch_size={cfg.batch_size}: must be a multiple of scaling.num_workers={workers}")
-    num_classes = _num_classes(OmegaConf.to_yaml(cfg.data, resolve=True))
-    with torch.device("meta"):  # settings and shapes only: no memory, no time
-        model = build_model(cfg, num_classes)
-        optimizer = build(cfg, "optimizer", model.parameters())
-        build(cfg, "schedule", optimizer, cfg.epochs, steps_per_epoch=1)
-    _tracker(cfg)
-
-
-def _check_numbers(cfg: DictConfig) -> None:
-    """What no constructor sees."""
-    if cfg.clip_grad is not None and not (isinstance(cfg.clip_grad, int | float) and cfg.clip_grad > 0):
-        raise ValueError(f"clip_grad={cfg.clip_grad}: must be above 0, or null for none")
-    if not isinstance(cfg.loss.prior, int | float) or not 0 < cfg.loss.prior < 1:
-        raise ValueError(f"loss.prior={cfg.loss.prior}: must lie in (0, 1); 0.5 starts without a bias")
-    devices = ("auto", "cpu", "cuda")
-    if cfg.device not in devices:
-        raise ValueError(f"device={cfg.device}: must be one of {', '.join(devices)}")
-    if cfg.device == "cuda" and cfg.scaling.num_workers == 0 and not torch.cuda.is_available():
-        raise ValueError("device=cuda: torch sees no GPU here; leave it at auto")
-
-
 def _with_absolute_paths(cfg: DictConfig) -> DictConfig:
     """Ray's processes work in folders of their own; paths are meant from where the command was given."""
     cfg = copy.deepcopy(cfg)
@@ -122,42 +77,12 @@ def _with_absolute_paths(cfg: DictConfig) -> DictConfig:
     return cfg
 
 
-def build(cfg: DictConfig, node: str, *args: Any, **kwargs: Any) -> Any:
-    """Call the `_target_` of a config node with its keys; ValueError names the node that is at fault."""
-    settings = OmegaConf.select(cfg, node)
-    try:
-        return instantiate(settings, _partial_=True, _convert_="all")(*args, **kwargs)
-    except (ValueError, TypeError, InstantiationException) as error:
-        reason = " ".join(str(error).split())
-        if re.match(r"\w+=", reason):  # ours say `bins=0: ...`; the command line knows it as `loss.cls.bins=0: ...`
-            raise ValueError(f"{node}.{reason}") from error
-        if re.match(r"[\w./-]+[=:]", reason):  # already names the key or the file
-            raise ValueError(reason) from error
-        given = ", ".join(f"{node}.{key}={value}" for key, value in settings.items() if key != "_target_")
-        raise ValueError(f"{node}: {reason}; given {given}") from error
-
-
-@cache
-def _num_classes(data: str) -> int:
-    """Check the data that a config node, as YAML, describes; once, however many trials share it."""
-    return build(OmegaConf.create({"data": OmegaConf.create(data)}), "data").train.num_classes
-
-
-def build_model(cfg: DictConfig, num_classes: int) -> nn.Module:
-    losses = {"cls_loss": build(cfg, "loss.cls"), "box_loss": build(cfg, "loss.box")}
-    return build(cfg, "model", num_classes=num_classes, prior=cfg.loss.prior, **losses)
-
-
-def _tracker(cfg: DictConfig) -> Tracker:
-    return Tracker.open(cfg.tracking.uri, cfg.tracking.experiment, cfg.runs)
-
-
 def _open_run(cfg: DictConfig, folder: Path) -> tuple[Run, bool]:
     """The MLflow run begun in this folder before (and True), or a new one (and False).
 
     ValueError when the folder holds a run with other settings: its checkpoint is not this run's.
     """
-    tracker, known, settings = _tracker(cfg), folder / BEGUN, _settings(cfg)
+    tracker, known, settings = open_tracker(cfg), folder / BEGUN, _settings(cfg)
     if known.exists():
         before = json.loads(known.read_text())
         for key in sorted(before["settings"].keys() | settings.keys()):
@@ -275,7 +200,7 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
     state = RunState(model, optimizer, scheduler)
     if (folder / LAST).exists():
         state.load(folder / LAST)
-    run = _tracker(cfg).run(job["run_id"]) if rank == 0 else None
+    run = open_tracker(cfg).run(job["run_id"]) if rank == 0 else None
     if run is not None and state.epoch == 0:
         guess = evaluate.score(data.val.coco, evaluate.chance(data.val.coco))
         run.log_metrics({"val/chance_AP50": guess["AP50"]}, step=0)

@@ -22,8 +22,10 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
     "ghm/checkpoint.py": (set(), {"torch"}),
     "ghm/tracking.py": (set(), {"mlflow"}),
     "ghm/provenance.py": (set(), set()),
+    "ghm/parts.py": ({"ghm.evaluate", "ghm.tracking"}, {"torch", "hydra", "omegaconf"}),
     "ghm/worker.py": (
         {
+            "ghm.parts",
             "ghm.provenance",
             "ghm.engine",
             "ghm.evaluate",

@@ -4,13 +4,16 @@ import inspect
 import json
 import random
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from hydra.utils import get_method, instantiate
 from omegaconf import DictConfig, OmegaConf
+
+if TYPE_CHECKING:
+    from sweeps.launch import Sweep
 
 
 class GHMSweeper(Sweeper):
@@ -27,24 +30,11 @@ class GHMSweeper(Sweeper):
         """Check, then run or continue the sweep; its best value, if any trial has one."""
         from ghm.tracking import Tracker
         from sweeps.controller import Search
-        from sweeps.launch import Sweep, run_sweep
+        from sweeps.launch import run_sweep
         from sweeps.space import parse
 
-        settings, hydra = self.settings, self.master.hydra
-        sweep = Sweep(
-            name=str(settings.study_name),
-            folder=Path(hydra.sweep.dir).resolve(),
-            runs=Path(self.master.runs),
-            direction=settings.direction,
-            n_trials=settings.n_trials,
-            n_jobs=settings.n_jobs,
-            storage=settings.storage,
-            max_failure_rate=settings.max_failure_rate,
-            first=OmegaConf.to_container(settings.enqueue),
-            cpus=settings.slot.cpus,
-            gpus=settings.slot.gpus,
-            objective=self.master.objective,
-        )
+        settings, tracking = self.settings, self.master.tracking
+        sweep = self._sweep()
         space = parse(arguments, settings.params, settings.when, self.loader)
         check = get_method(settings.check)
         for probe in space.probes():
@@ -60,17 +50,35 @@ class GHMSweeper(Sweeper):
             _record(Path(cfg.dir) / ".hydra", container, overrides)
             return container
 
-        def make_sampler(begun: int) -> Any:
-            seed = settings.sampler.get("seed")
-            if seed is None:
-                return instantiate(settings.sampler)
-            # Mixed, not added: the first draws from neighbouring seeds can be nearly equal.
-            return instantiate(settings.sampler, seed=random.Random(hash((seed, begun))).getrandbits(32))
-
-        tracking = self.master.tracking
         tracker = Tracker.open(tracking.uri, tracking.experiment, self.master.runs)
-        search = Search(space, make_sampler, instantiate(settings.pruner))
+        search = Search(space, self._make_sampler, instantiate(settings.pruner))
         return run_sweep(sweep, search, self.task, compose, tracker)
+
+    def _sweep(self) -> "Sweep":
+        from sweeps.launch import Sweep
+
+        settings = self.settings
+        return Sweep(
+            name=str(settings.study_name),
+            folder=Path(self.master.hydra.sweep.dir).resolve(),
+            runs=Path(self.master.runs),
+            direction=settings.direction,
+            n_trials=settings.n_trials,
+            n_jobs=settings.n_jobs,
+            storage=settings.storage,
+            max_failure_rate=settings.max_failure_rate,
+            first=OmegaConf.to_container(settings.enqueue),
+            cpus=settings.slot.cpus,
+            gpus=settings.slot.gpus,
+            objective=self.master.objective,
+        )
+
+    def _make_sampler(self, begun: int) -> Any:
+        seed = self.settings.sampler.get("seed")
+        if seed is None:
+            return instantiate(self.settings.sampler)
+        # Mixed, not added: the first draws from neighbouring seeds can be nearly equal.
+        return instantiate(self.settings.sampler, seed=random.Random(hash((seed, begun))).getrandbits(32))
 
     def _compose(self, overrides: list[str]) -> DictConfig:
         """A job's config without Hydra's own node, its paths as the sweep has them."""
