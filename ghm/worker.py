@@ -4,6 +4,7 @@ import copy
 import json
 import logging
 import os
+import signal
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -165,7 +166,9 @@ def _cluster(scaling: DictConfig) -> Iterator[None]:
     """A Ray on which `scaling` fits: that of the sweep, of RAY_ADDRESS, or one for this run alone."""
     own = scaling.num_workers > 0 and not ray.is_initialized()
     if own:
+        handler = signal.getsignal(signal.SIGTERM)
         ray.init(log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+        signal.signal(signal.SIGTERM, handler)  # Ray puts its own there, which would skip an orderly end
     try:
         for kind, each in {"CPU": scaling.cpus, "GPU": scaling.gpus}.items() if scaling.num_workers else ():
             there = ray.cluster_resources().get(kind, 0)
