@@ -71,8 +71,6 @@ def _check_numbers(cfg: DictConfig) -> None:
     """What no constructor sees."""
     if cfg.clip_grad is not None and not (isinstance(cfg.clip_grad, int | float) and cfg.clip_grad > 0):
         raise ValueError(f"clip_grad={cfg.clip_grad}: must be above 0, or null for none")
-    if not isinstance(cfg.loss.prior, int | float) or not 0 < cfg.loss.prior < 1:
-        raise ValueError(f"loss.prior={cfg.loss.prior}: must lie in (0, 1); 0.5 starts without a bias")
     devices = ("auto", "cpu", "cuda")
     if cfg.device not in devices:
         raise ValueError(f"device={cfg.device}: must be one of {', '.join(devices)}")

@@ -130,7 +130,7 @@ class Controller:
         else:
             self.study.tell(trial, outcome.value)
             self._recount_best()
-            self.view.ended(number, "done", outcome.value, label)
+            self.view.ended(number, "done", outcome.value)
 
     def _give_up_if_needed(self, last: str) -> None:
         failed = count(self.study, TrialState.FAIL)

@@ -55,15 +55,13 @@ def open_study(storage: BaseStorage, name: str, direction: str, space: Space, fo
     return study
 
 
-def resume(storage: BaseStorage, study: Study) -> int:
-    """Put trials that nobody works on any more back in the queue, with number and values. How many.
+def resume(storage: BaseStorage, study: Study) -> None:
+    """Put trials that nobody works on any more back in the queue, with number and values.
 
     `Study.ask` hands them out first; their folder still holds their last checkpoint.
     """
-    stale = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-    for trial in stale:
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         storage.set_trial_state_values(trial._trial_id, state=TrialState.WAITING)
-    return len(stale)
 
 
 def enqueue(study: Study, first: list[Params], space: Space, n_trials: int) -> int:

@@ -1,11 +1,9 @@
 """Every test works in a folder of its own, without a tracking server or Ray cluster from outside."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-
-SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 @pytest.fixture(autouse=True)
@@ -15,13 +13,15 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-@pytest.fixture
-def bccd() -> Path:
-    """349 real images of blood cells, beside the checkout where the project is developed."""
-    folder = SHARED_DATA / "bccd"
-    if not folder.is_dir():
-        pytest.skip(f"needs the data set at {folder.relative_to(SHARED_DATA.parents[1])} beside the checkout")
-    return folder
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """The tests' networks are so small that threads cost more than they bring, above all on a busy machine."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

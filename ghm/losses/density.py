@@ -82,10 +82,10 @@ class GradientDensity(nn.Module):
         if self.density == "exact":
             if updating:
                 self.updates += valid.any()
-            return self._harden(exact_weights(g, valid, self.bins), valid)
+            return self._harden(exact_weights(g, valid, self.bins), valid, updating)
         region = unit_region(g, self.inner_edges)
         counts = world_sum(region_counts(region, valid, self.bins))
-        table = self._harden(self._region_weights(counts, updating), counts)
+        table = self._harden(self._region_weights(counts, updating), counts, updating)
         return table.to(g.dtype)[region].where(valid, g.new_zeros(()))
 
     def _region_weights(self, counts: Tensor, updating: bool) -> Tensor:
@@ -101,14 +101,13 @@ class GradientDensity(nn.Module):
         regions = occupied.sum() if self.normalize == "occupied" else self.bins
         return (total / (corrected * regions)).where(occupied, corrected.new_zeros(()))
 
-    def _harden(self, beta: Tensor, count: Tensor) -> Tensor:
+    def _harden(self, beta: Tensor, count: Tensor, updating: bool) -> Tensor:
         """beta^s with the mean of beta; `count` says how many examples carry each beta."""
         if self.strength == 1.0 and self.strength_warmup == 0:
             return beta
         strength = beta.new_tensor(self.strength)
         if self.strength_warmup:
             # While updating, `updates` already counts the present step: the first has strength 0.
-            updating = self.training and torch.is_grad_enabled()
             done = (self.updates - 1).clamp(min=0) if updating else self.updates
             strength = strength * (done / self.strength_warmup).clamp(max=1.0)
         count = count.to(beta.dtype)

@@ -108,7 +108,7 @@ class RetinaNet(torchvision_retinanet.RetinaNet):
         norm_layer: Callable[..., nn.Module] | None,
     ) -> None:
         """`base_sizes`: anchor side in pixels per pyramid level; 3 scales x 3 ratios are made of each."""
-        if not 0 < prior < 1:
+        if not isinstance(prior, int | float) or not 0 < prior < 1:
             raise ValueError(f"loss.prior={prior}: must lie in (0, 1); 0.5 starts without a bias")
         scales = [tuple(round(size * 2 ** (octave / 3)) for octave in range(3)) for size in base_sizes]
         anchors = AnchorGenerator(tuple(scales), ((0.5, 1.0, 2.0),) * len(base_sizes))

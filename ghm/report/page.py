@@ -56,9 +56,7 @@ def terminal_table(sweep: SweepResult) -> Table:
 def write(sweep: SweepResult, tracker: Tracker, folder: Path) -> Path:
     """Write figures and page below `folder` and to the sweep's MLflow run; the page's path."""
     folder.mkdir(parents=True, exist_ok=True)
-    parent = tracker.sweep(sweep.name)
-    assert parent is not None
-    run = tracker.run(parent.info.run_id)
+    run = tracker.run(sweep.run_id)
     images = []
     for name, caption, figure in figures(sweep):
         path = folder / f"{name}.png"

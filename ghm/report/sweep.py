@@ -7,7 +7,6 @@ import pandas as pd
 
 from ghm.tracking import Tracker
 
-CURVE_KEYS = ("val/AP", "val/AP50", "train/ce")
 Curves = dict[str, dict[int, list[tuple[int, float]]]]
 STATES = {"finished": "done", "pruned": "pruned", "failed": "failed"}
 
@@ -18,6 +17,7 @@ class SweepResult:
     swept `keys` and the last value of every metric. `curves`: (epoch, value) by metric and trial."""
 
     name: str
+    run_id: str  # of the sweep itself
     objective: str
     keys: list[str]
     trials: pd.DataFrame
@@ -53,7 +53,7 @@ def load(tracker: Tracker, name: str, maximize: bool = True) -> SweepResult:
         raise ValueError(f"hydra.sweeper.study_name={name}: {tracker.uri} holds no sweep of this name; run it first")
     objective = parent.data.tags["sweep.objective"]
     rows: list[dict[str, object]] = []
-    curves: Curves = {metric: {} for metric in {*CURVE_KEYS, objective}}
+    curves: Curves = {objective: {}}
     keys: dict[str, None] = {}  # in order of appearance
     for run in tracker.children(parent.info.run_id):
         state = STATES.get(run.data.tags.get("sweep.state", ""))
@@ -72,4 +72,4 @@ def load(tracker: Tracker, name: str, maximize: bool = True) -> SweepResult:
     columns = ["trial", "state", objective, "val/AP50", "val/AP75", "val/chance_AP50", "time/images_per_s"]
     trials = pd.DataFrame(rows).reindex(columns=list(dict.fromkeys([*columns, *pd.DataFrame(rows).columns])))
     trials = trials.sort_values(objective, ascending=not maximize, na_position="last").reset_index(drop=True)
-    return SweepResult(name, objective, list(keys), trials, curves)
+    return SweepResult(name, parent.info.run_id, objective, list(keys), trials, curves)

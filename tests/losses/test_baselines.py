@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import ghm.operators  # noqa: F401  (before torchvision)
 from ghm.losses import ASL1, OHEM, CrossEntropy, FocalLoss, SmoothL1
+from tests.losses.gradient import value_and_gradient
 
 modest = settings(max_examples=25, deadline=None)
 
@@ -30,13 +31,6 @@ def offsets(seed=0, positives=30, dtype=torch.float64):
     generator = torch.Generator().manual_seed(seed)
     x, y = torch.randn(2, positives, 4, generator=generator, dtype=dtype) * 0.3
     return x, y, torch.rand(positives, 4, generator=generator) < 0.8
-
-
-def value_and_gradient(loss, x, *rest):
-    x = x.clone().requires_grad_()
-    value = loss(x, *rest)
-    value.backward()
-    return value.detach(), x.grad
 
 
 def assert_same(got, expected):

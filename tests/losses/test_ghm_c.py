@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ghm.losses import GHMC, GHMR
+from tests.losses.gradient import value_and_gradient
 
 modest = settings(max_examples=25, deadline=None)
 
@@ -48,13 +49,6 @@ def loop_loss(x, y, valid, bins, normalize):
             regions.setdefault(region, []).append(ce)
     means = [sum(losses) / len(losses) for losses in regions.values()]
     return sum(means) / (len(means) if normalize == "occupied" else bins)
-
-
-def value_and_gradient(loss, x, *rest):
-    x = x.clone().requires_grad_()
-    value = loss(x, *rest)
-    value.backward()
-    return value.detach(), x.grad
 
 
 # Value

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ghm.losses import ASL1, GHMR
+from tests.losses.gradient import value_and_gradient
 
 MODES = [("regions", "occupied"), ("regions", "all"), ("exact", "occupied")]
 
@@ -30,13 +31,6 @@ def loop_loss(x, y, valid, mu, bins, normalize):
             regions.setdefault(region, []).append(root - mu)
     means = [sum(losses) / len(losses) for losses in regions.values()]
     return sum(means) / (len(means) if normalize == "occupied" else bins)
-
-
-def value_and_gradient(loss, x, *rest):
-    x = x.clone().requires_grad_()
-    value = loss(x, *rest)
-    value.backward()
-    return value.detach(), x.grad
 
 
 @pytest.mark.parametrize(

@@ -10,15 +10,7 @@ from ghm.losses import ASL1, GHMC, GHMR, CrossEntropy
 from ghm.models import RetinaNet, retinanet_r50, retinanet_tiny
 
 CLASSES = 3
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """These networks are so small that threads cost more than they bring, above all on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Recorder(nn.Module):
