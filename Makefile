@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format secrets clean
+.PHONY: demo test lint bench format secrets clean
 
 demo: $(VENV)/installed
 	$(BIN)/ghm train -m +sweep=demo
@@ -15,6 +15,10 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Ratios side by side, see docs/losses.md; a few minutes, on a machine that does nothing else.
+bench: $(VENV)/installed
+	$(BIN)/python -m tests.bench.losses
 
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .

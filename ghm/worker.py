@@ -208,7 +208,8 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
         guess = evaluate.score(data.val.coco, evaluate.chance(data.val.coco))
         run.log_metrics({"val/chance_AP50": guess["AP50"]}, step=0)
 
-    trained = nn.parallel.DistributedDataParallel(model) if world > 1 else model
+    # Densities are equal on all workers, or meant to differ (counts=local): rank 0's must not overwrite them.
+    trained = nn.parallel.DistributedDataParallel(model, broadcast_buffers=False) if world > 1 else model
     seed, pruned = hash((cfg.seed, rank)), False
     for result in engine.fit(
         trained, batches, optimizer, scheduler, device, seed, state.epoch, cfg.epochs, cfg.clip_grad

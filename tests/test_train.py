@@ -50,7 +50,7 @@ def test_a_run_records_metrics_config_and_checkpoints(ghm):
     assert {"config/config.yaml", "config/overrides.yaml", "config/packages.json"} <= artifacts(run)
     saved = torch.load("runs/one/last.pt", weights_only=True)
     assert saved["epoch"] == 2
-    assert saved["model"]["head.classification_head.loss.density.average"].sum() > 0
+    assert saved["model"]["head.classification_head.loss.densities.0.average.counts"].sum() > 0
 
 
 def test_a_run_continued_equals_one_never_stopped(ghm):
@@ -107,7 +107,7 @@ def test_two_worker_processes_train_one_model(ghm):
     assert steps(run, "val/AP") == [1, 2]
     saved = torch.load("runs/two/last.pt", weights_only=True)
     # Two steps an epoch of eight images each, four from either worker: the density saw every step.
-    assert saved["model"]["head.classification_head.loss.density.updates"] == 4
+    assert saved["model"]["head.classification_head.loss.densities.0.average.updates"] == 4
 
 
 def test_a_sweep_runs_reports_and_continues(ghm, capsys):

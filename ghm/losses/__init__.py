@@ -5,10 +5,26 @@ focal loss, which its authors divide by the number of positives, and OHEM, a mea
 """
 
 from ghm.losses.cross_entropy import CrossEntropy
+from ghm.losses.diagnostics import Diagnostics, diagnose, diagnose_boxes
 from ghm.losses.focal import FocalLoss
 from ghm.losses.ghm_c import GHMC
 from ghm.losses.ghm_r import GHMR
+from ghm.losses.harmonized import MMDET
 from ghm.losses.ohem import OHEM
 from ghm.losses.smooth_l1 import ASL1, SmoothL1
+from ghm.losses.softmax import SoftmaxGHMC
 
-__all__ = ["ASL1", "GHMC", "GHMR", "OHEM", "CrossEntropy", "FocalLoss", "SmoothL1"]
+__all__ = [
+    "ASL1",
+    "GHMC",
+    "GHMR",
+    "MMDET",
+    "OHEM",
+    "CrossEntropy",
+    "Diagnostics",
+    "FocalLoss",
+    "SmoothL1",
+    "SoftmaxGHMC",
+    "diagnose",
+    "diagnose_boxes",
+]

@@ -19,6 +19,6 @@ class CrossEntropy(nn.Module):
         self.weight = weight
 
     def forward(self, input: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:
-        x, y, valid = select(input, target, valid)
+        x, y, mask = select(input, target, valid)
         ce = F.binary_cross_entropy_with_logits(x, y, reduction="none")
-        return self.weight * world_mean((ce * valid).sum(), valid.sum())
+        return self.weight * world_mean(ce, mask)

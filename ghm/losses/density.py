@@ -5,34 +5,46 @@ Symbols: g gradient norm, M = `bins` unit regions of length 1/M, R_j examples in
 their moving average, N examples, n occupied regions, beta_i the weight of example i.
 """
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from ghm.losses.elements import require, world_sum
+from ghm.losses.average import MovingAverage
+from ghm.losses.elements import require, world_size, world_sum
+from ghm.losses.histogram import (
+    GRID,
+    SORTED_UP_TO,
+    grid_cell_of,
+    grid_density,
+    histogram,
+    region_of,
+    sorted_density,
+)
 
 
 class GradientDensity(nn.Module):
-    r"""Weights \beta_i that give every occupied region of gradient norm the same share.
+    r"""Weights \beta_i / N that give every occupied region of gradient norm the same share.
 
     - `density="regions"`: GD(g) = S_{ind(g)} M (Eq. 9, 13), S_j = \alpha S_j + (1 - \alpha) R_j
-      (Eq. 12), divided by 1 - \alpha^t so that early steps are not biased towards zero.
-    - `density="exact"`: GD(g) = #{k: g - \epsilon/2 <= g_k < g + \epsilon/2} / l_\epsilon(g)
-      (Eq. 4-6) over this rank's examples, without moving average; always \beta = N / GD (Eq. 7).
+      (Eq. 12), \alpha = `momentum`. `"exact"`: GD(g) = #{k: g - \epsilon/2 <= g_k < g + \epsilon/2}
+      / l_\epsilon(g) (Eq. 4-6), \epsilon = 1/M, without moving average; then \beta = N / GD (Eq. 7)
+      whatever `normalize` says.
     - `normalize="occupied"`: n takes the place of M, as in the authors' code: the mean weight is 1
       (without average) however few regions are filled. `"all"` is Eq. 9-10 to the letter.
     - `strength` s: the weights are \beta^s, rescaled so that their mean stays that of \beta; s = 1
       is the paper, s = 0 the unweighted loss. It rises linearly over `strength_warmup` training steps.
+    - `bias_correction`: S_j is divided by 1 - \alpha^t, because a start at zero makes the first weights
+      1 / (1 - \alpha) times too large. False: mmdetection.
+    - `emptied="decay"`: a region without examples decays as all others do (Eq. 12). `"stay"`: mmdetection.
+    - `counts="world"`: R_j counts all ranks, the paper's mini-batch. `"local"`: each rank its own, as in
+      all public code.
+    - `accumulation` k: the average moves once in k calls, those of one optimizer step.
+    - `max_weight`: the largest \beta allowed, for those who train in float16; None for no limit.
+    - `new_bins`: a saved average of another M is an "error", or a "reset": it starts anew.
 
-    State: `average` (M,) float64 and the number of `updates`; both change in training only, never
-    under `no_grad`, and never on a batch without a valid example.
+    NaN is in no region and has no weight, so that it spoils the value but not the state.
     """
-
-    average: Tensor
-    updates: Tensor
-    inner_edges: Tensor
 
     def __init__(
         self,
@@ -42,97 +54,89 @@ class GradientDensity(nn.Module):
         normalize: Literal["occupied", "all"] = "occupied",
         strength: float = 1.0,
         strength_warmup: int = 0,
+        bias_correction: bool = True,
+        emptied: Literal["decay", "stay"] = "decay",
+        counts: Literal["world", "local"] = "world",
+        accumulation: int = 1,
+        max_weight: float | None = None,
+        new_bins: Literal["error", "reset"] = "error",
     ) -> None:
         super().__init__()
-        require(
-            isinstance(bins, int) and bins >= 1, "bins", bins, "must be a whole number of 1 or more (the paper: 30)"
-        )
-        require(
-            0.0 <= momentum < 1.0,
-            "momentum",
-            momentum,
-            "must lie in [0, 1); 0 switches averaging off (the paper: 0.75)",
-        )
+        whole = isinstance(bins, int) and bins >= 1
+        require(whole, "bins", bins, "must be a whole number of 1 or more (the paper: 30)")
         require(density in ("regions", "exact"), "density", density, "must be 'regions' or 'exact'")
         require(normalize in ("occupied", "all"), "normalize", normalize, "must be 'occupied' or 'all'")
         require(0.0 <= strength <= 1.0, "strength", strength, "must lie in [0, 1]; 1 is the paper")
         require(strength_warmup >= 0, "strength_warmup", strength_warmup, "must be 0 or more steps")
-        self.bins, self.momentum = bins, float(momentum)
-        self.density, self.normalize = density, normalize
+        require(counts in ("world", "local"), "counts", counts, "must be 'world' or 'local'")
+        positive = max_weight is None or max_weight > 0
+        require(positive, "max_weight", max_weight, "must be above 0, or null for no limit")
+        self.bins, self.density, self.normalize = bins, density, normalize
         self.strength, self.strength_warmup = float(strength), strength_warmup
-        self.register_buffer("average", torch.zeros(bins, dtype=torch.float64))
-        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
-        inner_edges = torch.arange(1, bins, dtype=torch.float64) / bins
-        self.register_buffer("inner_edges", inner_edges, persistent=False)
+        self.counts, self.max_weight = counts, max_weight
+        regions = bins if density == "regions" else 1
+        self.average = MovingAverage(regions, momentum, bias_correction, emptied, accumulation, new_bins)
+        if density == "exact":  # no regions to average: only steps are counted, for the warm-up
+            self.average.new_bins = "reset"
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "GradientDensity":
-        """`half()` and the like move the state but keep its type: float16 ends at 65504 examples."""
-        average = self.average
-        super()._apply(fn, recurse)
-        self.average = average.to(self.average.device)
-        return self
+    @property
+    def ranks(self) -> int:
+        """How many processes pool their counts."""
+        return world_size() if self.counts == "world" else 1
 
-    def forward(self, g: Tensor, valid: Tensor) -> Tensor:
-        """Weights of the examples; zero where not valid.
+    def forward(self, gradient: Tensor, ignored: Tensor | None = None) -> Tensor:
+        r"""\beta_i / N of each example, 0 where ignored; N is the number of examples of this call, on all `ranks`.
 
-        Shapes: `g` any, values in [0, 1]; `valid` bool, alike. Returns weights, shaped as `g`.
+        Shapes: `gradient` any, in [-1, 1], its magnitude is g; `ignored` bool, alike. Returns float32 or
+        float64, alike.
         """
-        g = g.detach()
-        updating = self.training and torch.is_grad_enabled()
+        gradient = gradient.detach()
+        if self.density == "exact" and self.ranks == 1 and gradient.numel() <= SORTED_UP_TO:
+            return self._sorted_weights(gradient, ignored)
         if self.density == "exact":
-            if updating:
-                self.updates += valid.any()
-            return self._harden(exact_weights(g, valid, self.bins), valid, updating)
-        region = unit_region(g, self.inner_edges)
-        counts = world_sum(region_counts(region, valid, self.bins))
-        table = self._harden(self._region_weights(counts, updating), counts, updating)
-        return table.to(g.dtype)[region].where(valid, g.new_zeros(()))
+            cell = grid_cell_of(gradient, ignored)
+            counts = self._pooled(histogram(cell, GRID + 2)[:-1])
+            beta = self._exact_weights(counts, grid_density(counts, self.bins))
+        else:
+            cell = region_of(gradient, self.bins, ignored)
+            counts = self._pooled(histogram(cell, self.bins + 2)[:-1])
+            beta = self._region_weights(torch.cat([counts[:-2], counts[-2:].sum(0, keepdim=True)]))
+            beta = torch.cat([beta, beta[-1:]])  # g = 1 belongs to the last region
+        share = (beta / counts.sum().clamp(min=1)).to(torch.promote_types(gradient.dtype, torch.float32))
+        table = torch.cat([share, share.new_zeros(1)])  # no region, no weight
+        return table.index_select(0, cell).view(gradient.shape)
 
-    def _region_weights(self, counts: Tensor, updating: bool) -> Tensor:
+    def _pooled(self, counts: Tensor) -> Tensor:
+        return world_sum(counts) if self.ranks > 1 else counts
+
+    def _region_weights(self, counts: Tensor) -> Tensor:
         """beta of each region (M,), Eq. 10 with the averaged counts of Eq. 13; 0 for empty ones."""
-        total, occupied = counts.sum(), counts > 0
-        updates = self.updates + (total > 0)
-        average = self.momentum * self.average + (1.0 - self.momentum) * counts
-        average = average.where(total > 0, self.average)
-        if updating:
-            self.average.copy_(average)
-            self.updates.copy_(updates)
-        corrected = average / (1.0 - self.momentum ** updates.clamp(min=1).double())
+        average, counts, updates = self.average(counts)
+        occupied = counts > 0
         regions = occupied.sum() if self.normalize == "occupied" else self.bins
-        return (total / (corrected * regions)).where(occupied, corrected.new_zeros(()))
+        beta = (counts.sum() / (average * regions)).masked_fill(~occupied, 0.0)
+        return self._limited(beta, counts, updates)
 
-    def _harden(self, beta: Tensor, count: Tensor, updating: bool) -> Tensor:
-        """beta^s with the mean of beta; `count` says how many examples carry each beta."""
-        if self.strength == 1.0 and self.strength_warmup == 0:
-            return beta
-        strength = beta.new_tensor(self.strength)
-        if self.strength_warmup:
-            # While updating, `updates` already counts the present step: the first has strength 0.
-            done = (self.updates - 1).clamp(min=0) if updating else self.updates
-            strength = strength * (done / self.strength_warmup).clamp(max=1.0)
-        count = count.to(beta.dtype)
-        softened = (beta**strength).where(count > 0, beta.new_zeros(()))
-        mass = (count * softened).sum().clamp(min=torch.finfo(beta.dtype).tiny)
-        return softened * ((count * beta).sum() / mass)
+    def _exact_weights(self, counts: Tensor, density: Tensor) -> Tensor:
+        """beta = N / GD (Eq. 7) where `counts` says how many examples there are; 0 for none."""
+        total = counts.sum()
+        _, _, updates = self.average(total[None])
+        beta = (total / density).masked_fill(counts == 0, 0.0)
+        return self._limited(beta, counts, updates)
 
+    def _sorted_weights(self, gradient: Tensor, ignored: Tensor | None) -> Tensor:
+        g = gradient.abs().to(torch.promote_types(gradient.dtype, torch.float32))
+        valid = g <= 1.0 if ignored is None else (g <= 1.0) & ~ignored
+        beta = self._exact_weights(valid.long(), sorted_density(g, valid, self.bins))
+        return (beta / valid.sum().clamp(min=1)).to(g.dtype)
 
-def unit_region(g: Tensor, inner_edges: Tensor) -> Tensor:
-    """ind(g): the region [j/M, (j+1)/M) in which g lies, g = 1 in the last. int64, shaped as `g`."""
-    return torch.bucketize(g.contiguous(), inner_edges.to(g.dtype), right=True)
-
-
-def region_counts(region: Tensor, valid: Tensor, bins: int) -> Tensor:
-    """R_j (bins,) as float64: whole numbers stay exact far beyond float32's 2^24."""
-    counts = torch.zeros(bins, dtype=torch.int64, device=region.device)
-    return counts.scatter_add_(0, region.flatten(), valid.flatten().long()).double()
-
-
-def exact_weights(g: Tensor, valid: Tensor, bins: int) -> Tensor:
-    """beta = N / GD(g) of Eq. 4-7 with epsilon = 1 / bins, by sorting: O(N log N)."""
-    half = 0.5 / bins
-    values = g.where(valid, g.new_full((), float("inf"))).flatten().sort().values
-    lower, upper = torch.searchsorted(values, torch.stack([g - half, g + half]).contiguous())
-    inside = (upper - lower).to(g.dtype)  # delta_epsilon, Eq. 5
-    length = (g + half).clamp(max=1.0) - (g - half).clamp(min=0.0)  # Eq. 6
-    beta = valid.sum() * length / inside.clamp(min=1)
-    return beta.where(valid, g.new_zeros(()))
+    def _limited(self, beta: Tensor, counts: Tensor, updates: Tensor) -> Tensor:
+        r"""\beta^s with the mean of \beta, at most `max_weight`; `counts` says how many examples carry each."""
+        if self.strength < 1.0 or self.strength_warmup:
+            strength = torch.full_like(updates, self.strength, dtype=beta.dtype)
+            if self.strength_warmup:
+                strength = strength * (updates / self.strength_warmup).clamp(max=1.0)
+            softened = (beta**strength).masked_fill(counts == 0, 0.0)
+            mass = (counts * softened).sum().clamp(min=torch.finfo(beta.dtype).tiny)
+            beta = softened * ((counts * beta).sum() / mass)
+        return beta if self.max_weight is None else beta.clamp(max=self.max_weight)

@@ -1,31 +1,52 @@
-"""The valid elements of a batch: which they are, how many on all ranks, and the mean over them."""
+"""The elements of a batch: their targets, which of them count, and means over those of all ranks."""
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 
-def select(input: Tensor, target: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Full-precision input and target with the ignored elements set to zero, and their mask.
+def select(input: Tensor, target: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Full-precision input and element-wise target, both zero where ignored, and the mask of what counts.
 
     Zeroing the *input* (not the loss) keeps NaN and inf of ignored anchors out of the gradient too.
 
-    Shapes: `input` and `target` alike, (A, C) or (P, 4); `valid` bool, the same or (A,).
-    Returns float32 (float64 stays) input and target, and a bool mask of the input's shape.
+    Shapes: `input` any, classes in dimension 1, as (A, C) or (N, C, H, W); `target` alike, or class
+    indices without dimension 1, as (A,) or (N, H, W), -1 or C for background. `valid` bool: the input's
+    shape, or its first dimensions, as (A,), or that of class indices.
+    Returns float32 (float64 stays) input and target, and a bool mask of the input's shape or None for all.
     """
-    if input.shape != target.shape:
-        raise ValueError(f"target of shape {tuple(target.shape)}: must have the input's shape {tuple(input.shape)}")
     x = input if input.dtype == torch.float64 else input.float()
-    y = target.to(x.dtype)
+    y = element_wise(target, input).to(x.dtype)
     if valid is None:
-        return x, y, torch.ones_like(x, dtype=torch.bool)
-    if valid.dtype != torch.bool or valid.shape not in (input.shape, input.shape[:1]):
+        return x, y, None
+    positions = valid.shape == target.shape != input.shape
+    mask = expand(valid.unsqueeze(1) if positions else valid, input)
+    return x.masked_fill(~mask, 0), y.masked_fill(~mask, 0), mask
+
+
+def element_wise(target: Tensor, input: Tensor) -> Tensor:
+    """The target for each element of `input`; class indices become one-hot, background all zeros."""
+    if target.shape == input.shape:
+        return target
+    if target.is_floating_point() or input.dim() < 2 or target.shape != input.shape[:1] + input.shape[2:]:
+        raise ValueError(
+            f"target of shape {tuple(target.shape)} and type {target.dtype}: must have the input's shape "
+            f"{tuple(input.shape)}, or be class indices without its dimension 1"
+        )
+    classes = torch.arange(input.shape[1], device=input.device)
+    return target.unsqueeze(1) == classes.view(-1, *[1] * (input.dim() - 2))
+
+
+def expand(valid: Tensor, input: Tensor) -> Tensor:
+    """`valid`, of which the dimensions are the input's first ones or 1, as a view of the input's shape."""
+    leading = input.shape[: valid.dim()]
+    fits = all(size in (1, wanted) for size, wanted in zip(valid.shape, leading, strict=False))
+    if valid.dtype != torch.bool or valid.dim() > input.dim() or not fits:
         raise ValueError(
             f"valid of shape {tuple(valid.shape)} and type {valid.dtype}: "
             f"must be bool of shape {tuple(input.shape)} or {tuple(input.shape[:1])}"
         )
-    mask = valid if valid.shape == input.shape else valid[:, None].expand_as(input)
-    return x.where(mask, x.new_zeros(())), y.where(mask, y.new_zeros(())), mask
+    return valid.view(*valid.shape, *[1] * (input.dim() - valid.dim())).expand_as(input)
 
 
 def world_size() -> int:
@@ -41,13 +62,22 @@ def world_sum(local: Tensor) -> Tensor:
     return total
 
 
-def world_mean(local_sum: Tensor, local_count: Tensor) -> Tensor:
-    """This rank's share of the mean over the elements of all ranks.
+def count(values: Tensor, mask: Tensor | None) -> Tensor:
+    """How many elements of `values` the mask keeps (None: all); a tensor on its device, without a sync."""
+    if mask is None:
+        return torch.full((), values.numel(), dtype=torch.int64, device=values.device)
+    return mask.sum()
+
+
+def world_mean(values: Tensor, mask: Tensor | None, over: Tensor | None = None) -> Tensor:
+    """This rank's share of the sum of the masked values of all ranks, divided by their number, or by `over`.
 
     DistributedDataParallel averages gradients over ranks, so the share is scaled by their number:
     the average of the shares is the mean of the pooled batch, however unevenly it was split.
     """
-    return local_sum * (world_size() / world_sum(local_count).clamp(min=1).to(local_sum.dtype))
+    total = values.sum() if mask is None else (values * mask).sum()
+    number = world_sum(count(values, mask) if over is None else over)
+    return total * (world_size() / number.clamp(min=1).to(total.dtype))
 
 
 def require(holds: bool, name: str, value: object, rule: str) -> None:

@@ -21,11 +21,11 @@ class FocalLoss(nn.Module):
         self.gamma, self.alpha, self.weight = gamma, alpha, weight
 
     def forward(self, input: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:
-        x, y, valid = select(input, target, valid)
+        x, y, mask = select(input, target, valid)
         ce = F.binary_cross_entropy_with_logits(x, y, reduction="none")
         p = x.sigmoid()
         p_t = p * y + (1 - p) * (1 - y)
         alpha_t = self.alpha * y + (1 - self.alpha) * (1 - y)
         # Away from 0, where a power below 1 has no gradient.
         loss = alpha_t * (1 - p_t).clamp(min=1e-12) ** self.gamma * ce
-        return self.weight * world_mean((loss * valid).sum(), (valid & (y > 0)).sum())
+        return self.weight * world_mean(loss, mask, over=(y > 0).sum())

@@ -1,21 +1,23 @@
 """GHM-R, the gradient-harmonized box regression loss (Eq. 17-19)."""
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, Unpack
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from ghm.losses.density import GradientDensity
-from ghm.losses.elements import require, select, world_mean
-from ghm.losses.smooth_l1 import asl1
+from ghm.losses.elements import require, select
+from ghm.losses.harmonized import Harmonized, Options
+from ghm.losses.smooth_l1 import asl1, root
 
 
-class GHMR(nn.Module):
+class GHMR(Harmonized):
     r"""L = weight / N \sum_i \beta_i ASL_1(d_i) (Eq. 19), beta from the density of gr.
 
     gr = |d| / \sqrt{d^2 + \mu^2} (Eq. 18) is pooled over the four coordinates of all positives.
-    `momentum` is \alpha of Eq. 12; the rest is explained at `GradientDensity`.
+    `momentum` is \alpha of Eq. 12; the rest is explained at `GradientDensity` and `Harmonized`.
 
-    Shapes: input, target (P, 4); valid bool (P, 4) or (P,). Returns a scalar.
+    Shapes: input, target (P, 4); valid bool (P, 4) or (P,); `level_sizes` the rows of each pyramid
+    level. Returns a scalar.
     """
 
     def __init__(
@@ -28,15 +30,26 @@ class GHMR(nn.Module):
         strength: float = 1.0,
         strength_warmup: int = 0,
         weight: float = 1.0,
+        **options: Unpack[Options],
     ) -> None:
-        super().__init__()
         require(mu > 0, "mu", mu, "must be above 0 (the paper: 0.02)")
-        self.density = GradientDensity(bins, momentum, density, normalize, strength, strength_warmup)
-        self.mu, self.weight = mu, weight
+        super().__init__(
+            weight,
+            bins=bins,
+            momentum=momentum,
+            density=density,
+            normalize=normalize,
+            strength=strength,
+            strength_warmup=strength_warmup,
+            **options,
+        )
+        self.mu = mu
 
-    def forward(self, input: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:
-        x, y, valid = select(input, target, valid)
+    def forward(
+        self, input: Tensor, target: Tensor, valid: Tensor | None = None, level_sizes: Sequence[int] | None = None
+    ) -> Tensor:
+        x, y, mask = select(input, target, valid)
         d = x - y
-        gr = d.detach().abs() / d.detach().hypot(d.new_tensor(self.mu))  # Eq. 18
-        beta = self.density(gr, valid)
-        return self.weight * world_mean((beta * asl1(d, self.mu)).sum(), valid.sum())  # Eq. 19
+        gradient = d.detach() / root(d.detach(), self.mu)  # its magnitude is gr of Eq. 18
+        weights = self.weights(gradient, None if mask is None else ~mask, level_sizes)
+        return self.scale * (weights * asl1(d, self.mu)).sum()  # Eq. 19

@@ -21,14 +21,14 @@ class OHEM(nn.Module):
         self.ratio, self.weight = ratio, weight
 
     def forward(self, input: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:
-        x, y, valid = select(input, target, valid)
+        x, y, mask = select(input, target, valid)
         ce = F.binary_cross_entropy_with_logits(x, y, reduction="none")
-        positive = (valid & (y > 0)).flatten()
-        negative = valid.flatten() & ~positive
+        positive = (y > 0).flatten()  # ignored elements have y = 0
+        negative = ~positive if mask is None else mask.flatten() & ~positive
         # Rank by sorting: top-k would need the number of positives on the host.
         hardness = ce.detach().flatten().where(negative, ce.new_full((), -1.0))
         rank = torch.empty_like(hardness, dtype=torch.int64)
         order = hardness.argsort(descending=True, stable=True)
         rank[order] = torch.arange(len(order), device=order.device)
         kept = positive | (negative & (rank < self.ratio * positive.sum().clamp(min=1)))
-        return self.weight * world_mean((ce.flatten() * kept).sum(), kept.sum())
+        return self.weight * world_mean(ce.flatten(), kept)

@@ -1,5 +1,6 @@
 """Smooth L1 and its smoother form, the box losses that GHM-R is compared with (Eq. 14-17)."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -8,8 +9,12 @@ from ghm.losses.elements import require, select, world_mean
 
 def asl1(d: Tensor, mu: float) -> Tensor:
     r"""ASL_1(d) = \sqrt{d^2 + \mu^2} - \mu (Eq. 17), elementwise."""
-    # hypot is the same root without overflow of d^2.
-    return d.hypot(d.new_tensor(mu)) - mu
+    return root(d, mu) - mu
+
+
+def root(d: Tensor, mu: float) -> Tensor:
+    r"""\sqrt{d^2 + \mu^2}, elementwise, without overflow of d^2."""
+    return d.hypot(torch.full((), mu, dtype=d.dtype, device=d.device))
 
 
 class ASL1(nn.Module):
@@ -24,9 +29,8 @@ class ASL1(nn.Module):
         self.mu, self.weight = mu, weight
 
     def forward(self, input: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:
-        x, y, valid = select(input, target, valid)
-        # An ignored element has d = 0, hence no loss.
-        return self.weight * world_mean(asl1(x - y, self.mu).sum(), valid.sum())
+        x, y, mask = select(input, target, valid)
+        return self.weight * world_mean(asl1(x - y, self.mu), mask)
 
 
 class SmoothL1(nn.Module):
@@ -41,5 +45,5 @@ class SmoothL1(nn.Module):
         self.delta, self.weight = delta, weight
 
     def forward(self, input: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:
-        x, y, valid = select(input, target, valid)
-        return self.weight * world_mean(F.smooth_l1_loss(x, y, beta=self.delta, reduction="sum"), valid.sum())
+        x, y, mask = select(input, target, valid)
+        return self.weight * world_mean(F.smooth_l1_loss(x, y, beta=self.delta, reduction="none"), mask)

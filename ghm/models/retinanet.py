@@ -5,7 +5,7 @@ heads join the anchors of all images first and call each loss once a step.
 """
 
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -36,19 +36,24 @@ class ClassificationHead(torchvision_retinanet.RetinaNetClassificationHead):
         self.loss = loss
 
     def compute_loss(
-        self, targets: Targets, head_outputs: dict[str, Tensor], matched_idxs: list[Tensor]
+        self, targets: Targets, head_outputs: dict[str, Any], matched_idxs: list[Tensor]
     ) -> dict[str, Tensor]:
         """`loss_cls`, and `ce`, the plain cross-entropy: a number that falls whatever the loss."""
         matched = torch.stack(matched_idxs)  # (N, A): box index, -1 background, -2 between thresholds
-        logits = head_outputs["cls_logits"].flatten(0, 1)  # (N A, C)
+        logits = head_outputs["cls_logits"]  # (N, A, C)
         labels = torch.stack([_labels(target["labels"], match) for target, match in zip(targets, matched, strict=True)])
-        one_hot = F.one_hot(labels.clamp(min=0).flatten(), self.num_classes)
-        one_hot = one_hot * (labels >= 0).flatten()[:, None]
-        valid = (matched != self.BETWEEN_THRESHOLDS).flatten()
+        valid, by_level = matched != self.BETWEEN_THRESHOLDS, {}
+        if _knows_levels(self.loss):
+            sizes = head_outputs["level_sizes"]
+            logits, labels, valid = (_level_after_level(part, sizes) for part in (logits, labels, valid))
+            by_level = {"level_sizes": [len(matched) * size for size in sizes]}
+        else:
+            logits, labels, valid = logits.flatten(0, 1), labels.flatten(), valid.flatten()
+        one_hot = labels[:, None] == torch.arange(self.num_classes, device=labels.device)
         with torch.no_grad():
             ce = F.binary_cross_entropy_with_logits(logits.float(), one_hot.float(), reduction="none").mean(1)
             ce = (ce * valid).sum() / valid.sum().clamp(min=1)
-        return {"loss_cls": self.loss(logits, one_hot, valid), "ce": ce}
+        return {"loss_cls": self.loss(logits, one_hot, valid, **by_level), "ce": ce}
 
 
 class RegressionHead(torchvision_retinanet.RetinaNetRegressionHead):
@@ -61,7 +66,7 @@ class RegressionHead(torchvision_retinanet.RetinaNetRegressionHead):
         self.loss = loss
 
     def compute_loss(
-        self, targets: Targets, head_outputs: dict[str, Tensor], anchors: list[Tensor], matched_idxs: list[Tensor]
+        self, targets: Targets, head_outputs: dict[str, Any], anchors: list[Tensor], matched_idxs: list[Tensor]
     ) -> dict[str, Tensor]:
         offsets, wanted = [], []
         for target, output, anchor, match in zip(
@@ -70,7 +75,14 @@ class RegressionHead(torchvision_retinanet.RetinaNetRegressionHead):
             foreground = torch.where(match >= 0)[0]
             offsets.append(output[foreground])
             wanted.append(self.box_coder.encode_single(target["boxes"][match[foreground]], anchor[foreground]))
-        return {"loss_box": self.loss(torch.cat(offsets), torch.cat(wanted))}
+        x, y, by_level = torch.cat(offsets), torch.cat(wanted), {}
+        if _knows_levels(self.loss):
+            ends = torch.tensor(head_outputs["level_sizes"], device=x.device).cumsum(0)
+            level = torch.bucketize(torch.cat([torch.where(match >= 0)[0] for match in matched_idxs]), ends, right=True)
+            order = level.argsort(stable=True)
+            x, y = x[order], y[order]
+            by_level = {"level_sizes": torch.bincount(level, minlength=len(ends)).tolist()}
+        return {"loss_box": self.loss(x, y, **by_level)}
 
 
 class Head(torchvision_retinanet.RetinaNetHead):
@@ -80,8 +92,15 @@ class Head(torchvision_retinanet.RetinaNetHead):
         nn.Module.__init__(self)  # torchvision's constructor would build heads of its own
         self.classification_head, self.regression_head = classification, regression
 
+    def forward(self, x: list[Tensor]) -> dict[str, Any]:
+        outputs = super().forward(x)
+        if self.training:  # in evaluation torchvision splits every value as if it were a tensor
+            places = [feature.shape[-2] * feature.shape[-1] for feature in x]
+            outputs["level_sizes"] = [outputs["cls_logits"].shape[1] * place // sum(places) for place in places]
+        return outputs
+
     def compute_loss(
-        self, targets: Targets, head_outputs: dict[str, Tensor], anchors: list[Tensor], matched_idxs: list[Tensor]
+        self, targets: Targets, head_outputs: dict[str, Any], anchors: list[Tensor], matched_idxs: list[Tensor]
     ) -> dict[str, Tensor]:
         return {
             **self.classification_head.compute_loss(targets, head_outputs, matched_idxs),
@@ -134,6 +153,16 @@ class ShrinkOnly(GeneralizedRCNNTransform):
         if max(image.shape[-2:]) <= self.max_size:
             return image, target
         return super().resize(image, target)
+
+
+def _knows_levels(loss: Loss) -> bool:
+    """Whether the loss is to be told which pyramid level each anchor is of (`scope` of GHM-C and GHM-R)."""
+    return getattr(loss, "scope", "pooled") != "pooled"
+
+
+def _level_after_level(part: Tensor, sizes: list[int]) -> Tensor:
+    """(N, A, ...) to (N A, ...), all images' anchors of the first level first; `sizes` are an image's."""
+    return torch.cat([level.flatten(0, 1) for level in part.split(sizes, dim=1)])
 
 
 def _labels(labels: Tensor, match: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from hydra.utils import get_class, instantiate
 from omegaconf import OmegaConf
 
 from ghm.cli import CONF
+from ghm.losses import MMDET
 from ghm.parts import build, build_model
 
 SWEPT = {"loss.cls.bins": "loss=ghm", "loss.cls.momentum": "loss=ghm", "loss.cls.strength": "loss=ghm"}
@@ -61,6 +62,14 @@ def test_every_sampler_and_pruner_can_be_built(kind):
 @pytest.mark.parametrize(("key", "preset"), SWEPT.items())
 def test_the_keys_that_sweeps_rely_on_exist(key, preset):
     assert OmegaConf.select(compose(preset), key) is not None
+
+
+@pytest.mark.parametrize("key", ["cls", "box"])
+def test_the_mmdetection_presets_say_what_its_options_say(key):
+    settings, plain = (compose(f"loss={preset}").loss[key] for preset in ("ghm_mmdet", "ghm"))
+    assert {name: settings[name] for name in MMDET} == MMDET
+    assert settings.strength_warmup == 0
+    assert settings.keys() == plain.keys()
 
 
 def test_only_targets_of_known_packages_are_named():

@@ -99,7 +99,7 @@ def test_anchors_are_matched_and_ignored_by_their_overlap():
         between += int(ignored.sum())
         assert torch.equal(counts, ~ignored)
         assert torch.equal(hot.any(dim=1), positive)
-        assert torch.equal(hot[positive].argmax(dim=1), target["labels"][box[positive]])
+        assert torch.equal(hot[positive].long().argmax(dim=1), target["labels"][box[positive]])
     assert between > 0
 
 
@@ -184,7 +184,55 @@ def test_every_parameter_learns():
 def test_the_state_of_the_losses_is_the_models():
     names = set(retinanet_tiny(CLASSES, GHMC(), GHMR(), 0.01).state_dict())
     heads = ("classification_head", "regression_head")
-    assert {f"head.{head}.loss.density.{name}" for head in heads for name in ("average", "updates")} <= names
+    state = ("average.counts", "average.updates")
+    assert {f"head.{head}.loss.densities.0.{name}" for head in heads for name in state} <= names
+
+
+class LevelRecorder(Recorder):
+    """A loss that wants to know the levels."""
+
+    scope = "level"
+
+    def forward(self, input, target, valid=None, level_sizes=None):
+        self.level_sizes = level_sizes
+        return super().forward(input, target, valid)
+
+
+def test_a_loss_with_a_scope_gets_its_rows_level_after_level():
+    pooled = build()
+    torch.manual_seed(0)
+    levels = retinanet_tiny(CLASSES, LevelRecorder(CrossEntropy()), LevelRecorder(ASL1()), 0.01)
+    images, targets = batch(numbers=(3, 0, 4))
+    expected, anchors = anchors_of(pooled, images, targets)
+    losses = levels.train()(images, targets)
+    for name, value in expected.items():
+        torch.testing.assert_close(losses[name], value)  # these losses do not care for order
+    # Three levels of strides 8, 16 and 32 (see TinyFPN), nine anchors a place.
+    per_level = [9 * (64 // stride) ** 2 for stride in (8, 16, 32)]
+    level = torch.repeat_interleave(torch.arange(3), torch.tensor(per_level)).repeat(3)
+    assert len(level) == sum(map(len, anchors))
+    head = levels.head.classification_head.loss
+    assert head.level_sizes == [3 * size for size in per_level]
+    logits, _, valid = pooled.head.classification_head.loss.calls[-1]
+    order = level.argsort(stable=True)
+    torch.testing.assert_close(head.calls[-1][0], logits[order])
+    assert torch.equal(head.calls[-1][2], valid[order])
+    # Boxes: as many rows of each level as that level has positive anchors.
+    boxes, positive = levels.head.regression_head.loss, pooled.head.classification_head.loss.calls[-1][1].any(1)
+    assert boxes.level_sizes == [int((positive & (level == number)).sum()) for number in range(3)]
+    assert sorted(boxes.calls[-1][1].tolist()) == sorted(pooled.head.regression_head.loss.calls[-1][1].tolist())
+    assert sum(size > 0 for size in boxes.level_sizes) > 1
+
+
+@pytest.mark.parametrize("scope", ["level", "shared"])
+def test_losses_of_each_level_train_and_evaluate(scope):
+    options = {"scope": scope, "levels": 3}
+    model = retinanet_tiny(CLASSES, GHMC(**options), GHMR(**options), 0.01).train()
+    for _ in range(2):
+        losses = model(*batch())
+        (losses["loss_cls"] + losses["loss_box"]).backward()
+    assert losses["loss_cls"].isfinite()
+    assert len(model.eval()(batch()[0])) == 3
 
 
 # What comes out

@@ -1,0 +1,102 @@
+"""Where a loss puts its gradient: what the figures and charts of harmonizing are drawn from.
+
+Asked for when wanted, computed then, for any loss of this package; a training that does not ask pays nothing.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ghm.losses.elements import select, world_size, world_sum
+from ghm.losses.histogram import region_of
+from ghm.losses.smooth_l1 import asl1, root
+
+
+@dataclass(frozen=True)
+class Diagnostics:
+    r"""Of a batch, over all ranks, by unit region of gradient norm g; tensors on the batch's device.
+
+    `counts` R_j (M,) int64; `weights` (M,), how many times a region's gradient is what the plain mean loss
+    would give it (\beta times the loss's weight for GHM); `gradient_share` (M,), its part of the whole
+    gradient's magnitude, of sum 1; `plain` (), the mean cross-entropy or ASL1; `occupied` (), regions with examples.
+    """
+
+    counts: Tensor
+    weights: Tensor
+    gradient_share: Tensor
+    plain: Tensor
+    occupied: Tensor
+
+
+def diagnose(
+    loss: nn.Module, input: Tensor, target: Tensor, valid: Tensor | None = None, bins: int = 30, **call: Any
+) -> Diagnostics:
+    """Of a classification loss on logits, g = |p - p^*| (Eq. 3) in `bins` regions.
+
+    Shapes as for the loss, which gets `call` too (`level_sizes`) and of which the state stays as it is.
+    """
+    x, y, mask = select(input.detach(), target, valid)
+    ce = F.binary_cross_entropy_with_logits(x, y, reduction="none")
+    return _diagnose(loss, (x, y, mask), call, x.sigmoid() - y, ce, bins)
+
+
+def diagnose_boxes(
+    loss: nn.Module,
+    input: Tensor,
+    target: Tensor,
+    valid: Tensor | None = None,
+    bins: int = 10,
+    mu: float = 0.02,
+    **call: Any,
+) -> Diagnostics:
+    r"""Of a box loss, gr = |d| / \sqrt{d^2 + \mu^2} (Eq. 18); the plain loss is ASL1 (Eq. 17)."""
+    x, y, mask = select(input.detach(), target, valid)
+    d = x - y
+    return _diagnose(loss, (x, y, mask), call, d / root(d, mu), asl1(d, mu), bins)
+
+
+def _diagnose(
+    loss: nn.Module,
+    batch: tuple[Tensor, Tensor, Tensor | None],
+    call: dict[str, Any],
+    norm: Tensor,
+    plain: Tensor,
+    bins: int,
+) -> Diagnostics:
+    x, y, mask = batch
+    region = region_of(norm, bins, None if mask is None else ~mask)
+
+    def by_region(values: Tensor) -> Tensor:
+        sums = torch.zeros(bins + 2, dtype=torch.float64, device=x.device)
+        sums = world_sum(sums.scatter_add_(0, region.long(), values.double().flatten()))
+        return torch.cat([sums[: bins - 1], sums[bins - 1 : bins + 1].sum(0, keepdim=True)])  # g = 1: the last
+
+    with _evaluating(loss), torch.enable_grad():
+        (gradient,) = torch.autograd.grad(loss(x.requires_grad_(), y, mask, **call), x)
+    # DistributedDataParallel averages over ranks.
+    magnitude = by_region(gradient.abs()) / world_size()
+    counts, plain_sum = by_region(torch.ones_like(x)), by_region(plain).sum()
+    total = counts.sum().clamp(min=1)
+    return Diagnostics(
+        counts=counts.long(),
+        weights=(magnitude * total / by_region(norm.abs())).masked_fill(magnitude == 0, 0.0),
+        gradient_share=magnitude / magnitude.sum().clamp(min=torch.finfo(torch.float64).tiny),
+        plain=plain_sum / total,
+        occupied=(counts > 0).sum(),
+    )
+
+
+@contextmanager
+def _evaluating(loss: nn.Module) -> Iterator[None]:
+    modes = {module: module.training for module in loss.modules()}
+    loss.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
