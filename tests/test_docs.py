@@ -87,7 +87,7 @@ def test_every_file_the_readme_shows_exists():
     tree = re.search(r"```\n(ghm/.*?)```", text, re.DOTALL)
     assert tree is not None
     named = [line.split()[0] for line in tree.group(1).splitlines()]
-    named += re.findall(r"\((docs/[^)]+)\)", text) + re.findall(r"`(conf/[\w/]+\.yaml)`", text)
+    named += re.findall(r"\((docs/[^)#]+)", text) + re.findall(r"`(conf/[\w/]+\.yaml)`", text)
     for name in named:
         assert (ROOT / name).exists(), name
 
