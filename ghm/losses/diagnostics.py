@@ -1,6 +1,6 @@
 """Where a loss puts its gradient: what the figures and charts of harmonizing are drawn from.
 
-Asked for when wanted, computed then, for any loss of this package; a training that does not ask pays nothing.
+Asked for when wanted, computed then, for any sigmoid or box loss; a training that does not ask pays nothing.
 """
 
 from collections.abc import Iterator
@@ -36,7 +36,7 @@ class Diagnostics:
 def diagnose(
     loss: nn.Module, input: Tensor, target: Tensor, valid: Tensor | None = None, bins: int = 30, **call: Any
 ) -> Diagnostics:
-    """Of a classification loss on logits, g = |p - p^*| (Eq. 3) in `bins` regions.
+    """Of a sigmoid classification loss, g = |p - p^*| (Eq. 3) in `bins` regions.
 
     Shapes as for the loss, which gets `call` too (`level_sizes`) and of which the state stays as it is.
     """
