@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from ghm.losses.average import MovingAverage
-from ghm.losses.elements import require, world_size, world_sum
+from ghm.losses.elements import full_precision, require, world_size, world_sum
 from ghm.losses.histogram import (
     GRID,
     SORTED_UP_TO,
     grid_cell_of,
     grid_density,
     histogram,
+    of_regions,
     region_of,
     sorted_density,
 )
@@ -90,7 +91,7 @@ class GradientDensity(nn.Module):
         Shapes: `gradient` any, in [-1, 1], its magnitude is g; `ignored` bool, alike. Returns float32 or
         float64, alike.
         """
-        gradient = gradient.detach()
+        gradient = full_precision(gradient.detach())
         if self.density == "exact" and self.ranks == 1 and gradient.numel() <= SORTED_UP_TO:
             return self._sorted_weights(gradient, ignored)
         if self.density == "exact":
@@ -99,15 +100,15 @@ class GradientDensity(nn.Module):
             beta = self._exact_weights(counts, grid_density(counts, self.bins))
         else:
             cell = region_of(gradient, self.bins, ignored)
-            counts = self._pooled(histogram(cell, self.bins + 2)[:-1])
-            beta = self._region_weights(torch.cat([counts[:-2], counts[-2:].sum(0, keepdim=True)]))
-            beta = torch.cat([beta, beta[-1:]])  # g = 1 belongs to the last region
-        share = (beta / counts.sum().clamp(min=1)).to(torch.promote_types(gradient.dtype, torch.float32))
+            counts = self._pooled(of_regions(histogram(cell, self.bins + 2)))
+            beta = self._region_weights(counts)
+            beta = torch.cat([beta, beta[-1:]])  # g = 1 has a number of its own
+        share = (beta / counts.sum().clamp(min=1)).to(gradient.dtype)
         table = torch.cat([share, share.new_zeros(1)])  # no region, no weight
         return table.index_select(0, cell).view(gradient.shape)
 
     def _pooled(self, counts: Tensor) -> Tensor:
-        return world_sum(counts) if self.ranks > 1 else counts
+        return world_sum(counts) if self.counts == "world" else counts
 
     def _region_weights(self, counts: Tensor) -> Tensor:
         """beta of each region (M,), Eq. 10 with the averaged counts of Eq. 13; 0 for empty ones."""
@@ -125,7 +126,7 @@ class GradientDensity(nn.Module):
         return self._limited(beta, counts, updates)
 
     def _sorted_weights(self, gradient: Tensor, ignored: Tensor | None) -> Tensor:
-        g = gradient.abs().to(torch.promote_types(gradient.dtype, torch.float32))
+        g = gradient.abs()
         valid = g <= 1.0 if ignored is None else (g <= 1.0) & ~ignored
         beta = self._exact_weights(valid.long(), sorted_density(g, valid, self.bins))
         return (beta / valid.sum().clamp(min=1)).to(g.dtype)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ghm.losses.elements import select, world_size, world_sum
-from ghm.losses.histogram import region_of
+from ghm.losses.histogram import of_regions, region_of
 from ghm.losses.smooth_l1 import asl1, root
 
 
@@ -73,8 +73,7 @@ def _diagnose(
 
     def by_region(values: Tensor) -> Tensor:
         sums = torch.zeros(bins + 2, dtype=torch.float64, device=x.device)
-        sums = world_sum(sums.scatter_add_(0, region.long(), values.double().flatten()))
-        return torch.cat([sums[: bins - 1], sums[bins - 1 : bins + 1].sum(0, keepdim=True)])  # g = 1: the last
+        return of_regions(world_sum(sums.scatter_add_(0, region.long(), values.double().flatten())))
 
     with _evaluating(loss), torch.enable_grad():
         (gradient,) = torch.autograd.grad(loss(x.requires_grad_(), y, mask, **call), x)

@@ -15,13 +15,18 @@ def select(input: Tensor, target: Tensor, valid: Tensor | None) -> tuple[Tensor,
     shape, or its first dimensions, as (A,), or that of class indices.
     Returns float32 (float64 stays) input and target, and a bool mask of the input's shape or None for all.
     """
-    x = input if input.dtype == torch.float64 else input.float()
+    x = full_precision(input)
     y = element_wise(target, input).to(x.dtype)
     if valid is None:
         return x, y, None
     positions = valid.shape == target.shape != input.shape
     mask = expand(valid.unsqueeze(1) if positions else valid, input)
     return x.masked_fill(~mask, 0), y.masked_fill(~mask, 0), mask
+
+
+def full_precision(x: Tensor) -> Tensor:
+    """float32, or float64 if it is that."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def element_wise(target: Tensor, input: Tensor) -> Tensor:

@@ -33,16 +33,7 @@ class GHMC(Harmonized):
         weight: float = 1.0,
         **options: Unpack[Options],
     ) -> None:
-        super().__init__(
-            weight,
-            bins=bins,
-            momentum=momentum,
-            density=density,
-            normalize=normalize,
-            strength=strength,
-            strength_warmup=strength_warmup,
-            **options,
-        )
+        super().__init__(weight, bins, momentum, density, normalize, strength, strength_warmup, **options)
 
     def forward(
         self, input: Tensor, target: Tensor, valid: Tensor | None = None, level_sizes: Sequence[int] | None = None

@@ -33,16 +33,7 @@ class GHMR(Harmonized):
         **options: Unpack[Options],
     ) -> None:
         require(mu > 0, "mu", mu, "must be above 0 (the paper: 0.02)")
-        super().__init__(
-            weight,
-            bins=bins,
-            momentum=momentum,
-            density=density,
-            normalize=normalize,
-            strength=strength,
-            strength_warmup=strength_warmup,
-            **options,
-        )
+        super().__init__(weight, bins, momentum, density, normalize, strength, strength_warmup, **options)
         self.mu = mu
 
     def forward(

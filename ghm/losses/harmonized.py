@@ -37,25 +37,27 @@ class Harmonized(nn.Module):
       average, moved by each level in turn, as mmdetection does without saying so. The latter two need
       `level_sizes` in every call.
 
-    A saved `acc_sum` of mmdetection's losses loads as the average of the first density.
+    `density` and `options` are the settings of `GradientDensity`. A saved `acc_sum` of mmdetection's losses
+    loads as the average of the first density.
     """
 
     def __init__(
         self,
         weight: float,
+        *density: Any,
         scope: Literal["pooled", "level", "shared"] = "pooled",
         levels: int = 5,
-        **density: Any,
+        **options: Any,
     ) -> None:
         super().__init__()
         require(scope in ("pooled", "level", "shared"), "scope", scope, "must be 'pooled', 'level' or 'shared'")
         whole = isinstance(levels, int) and levels >= 1
         require(whole, "levels", levels, "must be a whole number of 1 or more (P3 to P7: 5)")
-        once_a_step = scope != "shared" or density.get("accumulation", 1) == 1
+        once_a_step = scope != "shared" or options.get("accumulation", 1) == 1
         require(once_a_step, "scope", scope, "moves its average several times a step: needs accumulation=1")
         self.weight, self.scope, self.levels = weight, scope, levels
         count = levels if scope == "level" else 1
-        self.densities = nn.ModuleList(GradientDensity(**density) for _ in range(count))
+        self.densities = nn.ModuleList(GradientDensity(*density, **options) for _ in range(count))
 
     @property
     def density(self) -> GradientDensity:

@@ -6,6 +6,8 @@ No step waits for the device: every shape is known beforehand, and nothing is re
 import torch
 from torch import Tensor
 
+from ghm.losses.elements import full_precision
+
 # Above this many examples the windows' edges lie on a grid, which takes O(N) where sorting takes O(N log N).
 SORTED_UP_TO = 2**18
 # Cells of that grid: an edge is at most one and a half of them off.
@@ -24,13 +26,13 @@ def region_of(gradient: Tensor, bins: int, ignored: Tensor | None) -> Tensor:
     Shapes: `gradient` any, in [-1, 1]; `ignored` bool, alike. NaN is in no region, nor is what lies beyond
     1 + 1 / bins. Returns integers (N,), in the order of the elements.
     """
-    norm = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
+    norm = full_precision(gradient)
     return _cell(norm, bins * (1 + 4 * torch.finfo(norm.dtype).eps), bins, ignored)
 
 
 def grid_cell_of(gradient: Tensor, ignored: Tensor | None) -> Tensor:
     """Cell of the fine grid in which |gradient| lies; else as `region_of`."""
-    return _cell(gradient.to(torch.promote_types(gradient.dtype, torch.float32)), GRID, GRID, ignored)
+    return _cell(full_precision(gradient), GRID, GRID, ignored)
 
 
 def _cell(gradient: Tensor, factor: float, cells: int, ignored: Tensor | None) -> Tensor:
@@ -53,6 +55,11 @@ def histogram(cell: Tensor, cells: int) -> Tensor:
     counts = torch.zeros(rows, cells, dtype=torch.int64, device=cell.device)
     counts = counts.scatter_add_(1, body, one.expand_as(body)).sum(0)
     return counts.scatter_add_(0, rest, one.expand_as(rest))
+
+
+def of_regions(cells: Tensor) -> Tensor:
+    """What the M regions hold (M,) of what each number of `region_of` holds (M + 2,): g = 1 is in the last region."""
+    return torch.cat([cells[:-3], cells[-3:-1].sum(0, keepdim=True)])
 
 
 def sorted_density(g: Tensor, valid: Tensor, bins: int) -> Tensor:

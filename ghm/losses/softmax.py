@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ghm.losses.elements import element_wise, expand
+from ghm.losses.elements import element_wise, expand, full_precision
 from ghm.losses.ghm_c import GHMC
 
 
@@ -25,7 +25,7 @@ class SoftmaxGHMC(GHMC):
     ) -> Tensor:
         if input.dim() < 2:
             raise ValueError(f"logits of shape {tuple(input.shape)}: must have their classes in dimension 1")
-        x = input if input.dtype == torch.float64 else input.float()
+        x = full_precision(input)
         y = element_wise(target, input).to(x.dtype)
         ignored = torch.zeros_like(x[:, 0], dtype=torch.bool)
         if target.shape != input.shape:

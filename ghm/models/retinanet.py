@@ -68,17 +68,18 @@ class RegressionHead(torchvision_retinanet.RetinaNetRegressionHead):
     def compute_loss(
         self, targets: Targets, head_outputs: dict[str, Any], anchors: list[Tensor], matched_idxs: list[Tensor]
     ) -> dict[str, Tensor]:
-        offsets, wanted = [], []
+        offsets, wanted, found = [], [], []
         for target, output, anchor, match in zip(
             targets, head_outputs["bbox_regression"], anchors, matched_idxs, strict=True
         ):
             foreground = torch.where(match >= 0)[0]
+            found.append(foreground)
             offsets.append(output[foreground])
             wanted.append(self.box_coder.encode_single(target["boxes"][match[foreground]], anchor[foreground]))
         x, y, by_level = torch.cat(offsets), torch.cat(wanted), {}
         if _knows_levels(self.loss):
             ends = torch.tensor(head_outputs["level_sizes"], device=x.device).cumsum(0)
-            level = torch.bucketize(torch.cat([torch.where(match >= 0)[0] for match in matched_idxs]), ends, right=True)
+            level = torch.bucketize(torch.cat(found), ends, right=True)
             order = level.argsort(stable=True)
             x, y = x[order], y[order]
             by_level = {"level_sizes": torch.bincount(level, minlength=len(ends)).tolist()}

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from ghm.losses import ASL1, GHMC, GHMR, CrossEntropy, FocalLoss
+from ghm.losses.histogram import region_of
 from ghm.models import retinanet_r50, retinanet_tiny
 from tests.bench.yardsticks import RegionLoop, plain, weighing
 
@@ -116,12 +117,9 @@ def no_sync(device: str) -> Iterator[None]:
             torch.cuda.set_sync_debug_mode("default")
 
 
-def contenders(device: str, compiled: bool) -> dict[str, Loss]:
-    region = torch.arange(31, device=device)
-
-    def floor(x: Tensor, y: Tensor) -> Tensor:
-        return weighing(x, y, region / 31, (y * 30).int())
-
+def contenders(bench: Bench, compiled: bool) -> dict[str, Loss]:
+    region = region_of(bench.x.detach().sigmoid() - bench.y, 30, None)
+    table = torch.rand(32, device=bench.device)
     losses: dict[str, Loss] = {
         "bce": F.binary_cross_entropy_with_logits,
         "cross_entropy": CrossEntropy(),
@@ -131,7 +129,7 @@ def contenders(device: str, compiled: bool) -> dict[str, Loss]:
         "ghm_300": GHMC(bins=300),
         "exact": GHMC(density="exact"),
         "plain": plain,
-        "floor": floor,
+        "floor": lambda x, y: weighing(x, y, table, region),
     }
     if compiled:
         losses["compiled"] = torch.compile(GHMC(), fullgraph=True)
@@ -140,7 +138,7 @@ def contenders(device: str, compiled: bool) -> dict[str, Loss]:
 
 def measure(bench: Bench, compiled: bool) -> tuple[dict[str, float], list[tuple[str, float, str]]]:
     """Seconds of each contender, and the rows of the table: what, ratio, target."""
-    losses = contenders(bench.device, compiled)
+    losses = contenders(bench, compiled)
     seconds = bench.medians(losses)
     seconds["loop"] = medians({"loop": lambda: bench.step(RegionLoop(30))}, min(bench.rounds, 3))["loop"]
     step = training_steps(bench.device, bench.rounds)
