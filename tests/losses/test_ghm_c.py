@@ -10,10 +10,19 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from ghm.losses import GHMC, OHEM, CrossEntropy, FocalLoss
-from tests.losses.gradient import MODES, assert_same_state, classification, state_of, value_and_gradient
+from tests.losses.gradient import (
+    MODES,
+    assert_checkpointing_changes_nothing,
+    assert_ignored_leave_no_trace,
+    assert_same_state,
+    classification,
+    mean_over_regions,
+    state_of,
+    sum_over_densities,
+    value_and_gradient,
+)
 
 modest = settings(max_examples=25, deadline=None)
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -45,20 +54,12 @@ def loop_elements(x, y, valid):
 
 def loop_loss(x, y, valid, bins, normalize):
     """(1 / M) sum_j (1 / R_j) sum_{i in j} CE_i (Eq. 9-11), with n for M where asked."""
-    regions = {}
-    for g, ce in loop_elements(x, y, valid):
-        regions.setdefault(min(int(g * bins), bins - 1), []).append(ce)
-    means = [sum(losses) / len(losses) for losses in regions.values()]
-    return sum(means) / (len(means) if normalize == "occupied" else bins)
+    return mean_over_regions(loop_elements(x, y, valid), bins, normalize)
 
 
 def loop_exact_loss(x, y, valid, bins):
     """sum_i CE_i / GD(g_i) (Eq. 4-6, 8), pair by pair."""
-    elements, half, total = loop_elements(x, y, valid), 0.5 / bins, 0.0
-    for g, ce in elements:
-        near = sum(g - half <= other < g + half for other, _ in elements)
-        total += ce * (min(g + half, 1.0) - max(g - half, 0.0)) / near
-    return total
+    return sum_over_densities(loop_elements(x, y, valid), bins)
 
 
 def from_norms(g, positives=0):
@@ -353,18 +354,8 @@ def test_the_gradient_mass_is_the_mean_over_regions_of_their_mean_norm(anchors):
 @pytest.mark.parametrize("rows_only", [False, True])
 def test_ignored_elements_leave_no_trace_in_value_gradient_and_state(mode, rows_only, junk):
     x, y, valid = classification()
-    if rows_only:
-        valid = valid[:, 0]
-    clean, soiled = GHMC(10, 0.75, *mode), GHMC(10, 0.75, *mode)
-    for _ in range(2):
-        expected, expected_gradient = value_and_gradient(clean, x[valid], y[valid])
-        bad_x, bad_y = x.clone(), y.clone()
-        bad_x[~valid], bad_y[~valid] = junk, junk
-        value, gradient = value_and_gradient(soiled, bad_x, bad_y, valid)
-        torch.testing.assert_close(value, expected)
-        torch.testing.assert_close(gradient[valid], expected_gradient)
-        assert gradient[~valid].eq(0).all()
-        assert_same_state(soiled, clean)
+    batch = (x, y, valid[:, 0] if rows_only else valid)
+    assert_ignored_leave_no_trace(lambda: GHMC(10, 0.75, *mode), batch, junk)
 
 
 def test_no_mask_equals_a_mask_that_keeps_everything():
@@ -705,15 +696,10 @@ def test_more_levels_than_there_are_averages_for_are_named():
 @pytest.mark.parametrize("use_reentrant", [False, True])
 @pytest.mark.parametrize("scope", ["pooled", "level", "shared"])
 def test_activation_checkpointing_changes_nothing(scope, use_reentrant):
-    plain, repeated = (GHMC(10, 0.75, scope=scope, strength_warmup=2) for _ in range(2))
-    for step in range(3):
-        _, expected = by_level(plain, step)
-        x, y, valid = classification(step)
-        _, gradient = value_and_gradient(
-            lambda x, y=y, valid=valid: checkpoint(repeated, x, y, valid, SIZES, use_reentrant=use_reentrant), x
-        )
-        torch.testing.assert_close(gradient, expected)
-        assert_same_state(repeated, plain)
+    batches = [classification(step) for step in range(3)]
+    assert_checkpointing_changes_nothing(
+        lambda: GHMC(10, 0.75, scope=scope, strength_warmup=2), batches, SIZES, use_reentrant
+    )
 
 
 @pytest.mark.parametrize("scope", ["pooled", "level", "shared"])

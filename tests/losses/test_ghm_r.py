@@ -6,10 +6,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils.checkpoint import checkpoint
 
 from ghm.losses import ASL1, GHMR
-from tests.losses.gradient import MODES, assert_same_state, boxes, state_of, value_and_gradient
+from tests.losses.gradient import (
+    MODES,
+    assert_checkpointing_changes_nothing,
+    assert_ignored_leave_no_trace,
+    assert_same_state,
+    boxes,
+    mean_over_regions,
+    state_of,
+    sum_over_densities,
+    value_and_gradient,
+)
 
 modest = settings(max_examples=25, deadline=None)
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -27,20 +36,12 @@ def loop_elements(x, y, valid, mu):
 
 def loop_loss(x, y, valid, mu, bins, normalize):
     """(1 / M) sum_j (1 / R_j) sum_{i in j} ASL1(d_i) (Eq. 19 with Eq. 9), or n for M; plain floats."""
-    regions = {}
-    for gr, asl1 in loop_elements(x, y, valid, mu):
-        regions.setdefault(min(int(gr * bins), bins - 1), []).append(asl1)
-    means = [sum(losses) / len(losses) for losses in regions.values()]
-    return sum(means) / (len(means) if normalize == "occupied" else bins)
+    return mean_over_regions(loop_elements(x, y, valid, mu), bins, normalize)
 
 
 def loop_exact_loss(x, y, valid, mu, bins):
     """sum_i ASL1(d_i) / GD(gr_i) (Eq. 4-6, 19), pair by pair."""
-    elements, half, total = loop_elements(x, y, valid, mu), 0.5 / bins, 0.0
-    for gr, asl1 in elements:
-        near = sum(gr - half <= other < gr + half for other, _ in elements)
-        total += asl1 * (min(gr + half, 1.0) - max(gr - half, 0.0)) / near
-    return total
+    return sum_over_densities(loop_elements(x, y, valid, mu), bins)
 
 
 def from_norms(gr, mu=0.02):
@@ -227,18 +228,8 @@ def test_errors_of_opposite_sign_have_opposite_gradients():
 @pytest.mark.parametrize("rows_only", [False, True])
 def test_ignored_elements_leave_no_trace_in_value_gradient_and_state(mode, rows_only, junk):
     x, y, valid = boxes()
-    if rows_only:
-        valid = valid[:, 0]
-    clean, soiled = GHMR(0.02, 10, 0.7, *mode), GHMR(0.02, 10, 0.7, *mode)
-    for _ in range(2):
-        expected, expected_gradient = value_and_gradient(clean, x[valid], y[valid])
-        bad_x, bad_y = x.clone(), y.clone()
-        bad_x[~valid], bad_y[~valid] = junk, junk
-        value, gradient = value_and_gradient(soiled, bad_x, bad_y, valid)
-        torch.testing.assert_close(value, expected)
-        torch.testing.assert_close(gradient[valid], expected_gradient)
-        assert gradient[~valid].eq(0).all()
-        assert_same_state(soiled, clean)
+    batch = (x, y, valid[:, 0] if rows_only else valid)
+    assert_ignored_leave_no_trace(lambda: GHMR(0.02, 10, 0.7, *mode), batch, junk)
 
 
 @pytest.mark.parametrize(("density", "normalize"), MODES)
@@ -343,15 +334,8 @@ def test_level_sizes_that_do_not_fit_are_named(scope, sizes):
 @pytest.mark.parametrize("use_reentrant", [False, True])
 @pytest.mark.parametrize("scope", ["pooled", "level", "shared"])
 def test_activation_checkpointing_changes_nothing(scope, use_reentrant):
-    plain, repeated = GHMR(scope=scope), GHMR(scope=scope)
-    for step in range(3):
-        _, expected = by_level(plain, step)
-        x, y, valid = boxes(step)
-        _, gradient = value_and_gradient(
-            lambda x, y=y, valid=valid: checkpoint(repeated, x, y, valid, SIZES, use_reentrant=use_reentrant), x
-        )
-        torch.testing.assert_close(gradient, expected)
-        assert_same_state(repeated, plain)
+    batches = [boxes(step) for step in range(3)]
+    assert_checkpointing_changes_nothing(lambda: GHMR(scope=scope), batches, SIZES, use_reentrant)
 
 
 @pytest.mark.parametrize("scope", ["pooled", "level", "shared"])

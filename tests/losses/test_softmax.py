@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ghm.losses import GHMC, SoftmaxGHMC
-from tests.losses.gradient import MODES, assert_same_state, value_and_gradient
+from tests.losses.gradient import (
+    MODES,
+    assert_same_state,
+    mean_over_regions,
+    sum_over_densities,
+    value_and_gradient,
+)
 
 modest = settings(max_examples=25, deadline=None)
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -44,11 +50,7 @@ def loop_elements(x, y, valid):
 
 
 def loop_loss(x, y, valid, bins, normalize):
-    regions = {}
-    for g, ce in loop_elements(x, y, valid):
-        regions.setdefault(min(int(g * bins), bins - 1), []).append(ce)
-    means = [sum(losses) / len(losses) for losses in regions.values()]
-    return sum(means) / (len(means) if normalize == "occupied" else bins)
+    return mean_over_regions(loop_elements(x, y, valid), bins, normalize)
 
 
 # Value
@@ -69,10 +71,7 @@ def test_value_equals_a_loop_over_regions(bins, normalize, soft):
 
 def test_exact_value_equals_a_loop_over_pairs():
     x, index, valid = places()
-    elements, total = loop_elements(x, F.one_hot(index, 4), valid), 0.0
-    for g, ce in elements:
-        near = sum(g - 0.05 <= other < g + 0.05 for other, _ in elements)
-        total += ce * (min(g + 0.05, 1.0) - max(g - 0.05, 0.0)) / near
+    total = sum_over_densities(loop_elements(x, F.one_hot(index, 4), valid), bins=10)
     assert SoftmaxGHMC(10, density="exact")(x, index, valid).item() == pytest.approx(total, rel=1e-9)
 
 
