@@ -1,36 +1,58 @@
 """The state of a run on disk: everything that the next epoch depends on.
 
-Model (with the losses' densities), optimizer and schedule are stored; random numbers and the order
-of the data follow from the run's seed and the epoch's number (see `engine.fit`).
+Model (with the losses' densities), average of its weights, optimizer, schedule and gradient scale are
+stored; random numbers and the order of the data follow from the run's seed and the epoch's number (see
+`engine.fit`).
 """
 
+import logging
 import os
+import pickle
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.amp import GradScaler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import AveragedModel
+
+LAST, BEST, EPOCH = "last.pt", "best.pt", "epoch-*.pt"
+STATEFUL = ("model", "optimizer", "scheduler", "scaler", "average")
+PLAIN = ("epoch", "best", "metrics", "recipe")
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
 class RunState:
-    """What is saved; `epoch` counts finished epochs, `metrics` are its, `best` is the best objective so far."""
+    """What is saved, and changed by training.
+
+    `scaler` is for float16, `average` a moving average of the weights. `epoch` counts finished epochs,
+    `metrics` are its, `best` is the best objective so far. `recipe` says what the model is made of: plain
+    values, enough to build it again.
+    """
 
     model: nn.Module
     optimizer: Optimizer
     scheduler: LRScheduler
+    scaler: GradScaler | None = None
+    average: AveragedModel | None = None
     epoch: int = 0
     best: float = float("-inf")
     metrics: dict[str, float] = field(default_factory=dict)
+    recipe: dict[str, Any] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
         """Write atomically: a reader sees the old file or the new one, never half of one."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        content: dict[str, Any] = {name: getattr(self, name) for name in ("epoch", "best", "metrics")}
-        content |= {name: getattr(self, name).state_dict() for name in ("model", "optimizer", "scheduler")}
+        content: dict[str, Any] = {name: getattr(self, name) for name in PLAIN}
+        for name in STATEFUL:
+            part = getattr(self, name)
+            content[name] = None if part is None else part.state_dict()
         partial = path.with_suffix(".partial")
         with partial.open("wb") as file:
             torch.save(content, file)
@@ -39,8 +61,70 @@ class RunState:
         partial.replace(path)
 
     def load(self, path: Path) -> None:
-        """Continue from a file written by `save`; only tensors and plain values are unpickled."""
+        """Continue from a file written by `save`."""
+        self.take(read(path))
+
+    def take(self, content: dict[str, Any]) -> None:
+        """Continue from what `read` returned."""
+        for name in STATEFUL:
+            if (part := getattr(self, name)) is not None:
+                part.load_state_dict(content[name])
+        for name in PLAIN:
+            setattr(self, name, content[name])
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint; only tensors and plain values are unpickled. ValueError for another file."""
+    try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        for name in ("model", "optimizer", "scheduler"):
-            getattr(self, name).load_state_dict(content[name])
-        self.epoch, self.best, self.metrics = content["epoch"], content["best"], content["metrics"]
+    except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"checkpoint={path}: cannot be read ({reason}); give another") from error
+    if not isinstance(content, dict) or not {*PLAIN, *STATEFUL} <= content.keys():
+        raise ValueError(f"checkpoint={path}: was not written by ghm train; give a last.pt or best.pt of a run")
+    return content
+
+
+def keep(state: RunState, folder: Path, count: int, is_best: bool) -> None:
+    """Save an epoch as the last, and the best if it is; of earlier ones `count - 1` stay to fall back on."""
+    path = folder / EPOCH.replace("*", f"{state.epoch:04d}")
+    state.save(path)
+    for name in (LAST, BEST) if is_best else (LAST,):
+        _link(path, folder / name)
+    for old in _epochs(folder)[count:]:
+        old.unlink()
+
+
+def restore(state: RunState, folder: Path) -> bool:
+    """Continue from the newest checkpoint of a folder that can be read; False if there is none at all.
+
+    ValueError when there are some and none can be read.
+    """
+    candidates = [*_epochs(folder), *(path for path in [folder / LAST] if path.exists())]
+    for path in candidates:
+        try:
+            content = read(path)
+        except ValueError as error:
+            log.warning("%s; falling back to the one before", str(error).rsplit("; ", 1)[0])
+            continue
+        state.take(content)
+        return True
+    if candidates:
+        raise ValueError(f"dir={folder}: holds {len(candidates)} checkpoints, none of them readable; give another dir")
+    return False
+
+
+def _epochs(folder: Path) -> list[Path]:
+    """Newest first."""
+    return sorted(folder.glob(EPOCH), reverse=True)
+
+
+def _link(path: Path, name: Path) -> None:
+    """A second name for a file, put in place atomically; a copy where the file system knows no links."""
+    partial = name.with_suffix(".partial")
+    partial.unlink(missing_ok=True)
+    try:
+        os.link(path, partial)
+    except OSError:
+        shutil.copyfile(path, partial)
+    partial.replace(name)

@@ -23,9 +23,12 @@ BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 
 USAGE = """usage: ghm <verb> [overrides]
 
-  ghm train [overrides]      one training run            ghm train loss=focal epochs=20
-  ghm train -m [overrides]   a sweep                     ghm train -m +sweep=demo
-  ghm report [overrides]     a sweep's table and page    ghm report +sweep=demo
+  ghm train [overrides]           one training run             ghm train loss=focal epochs=20
+  ghm train -m [overrides]        a sweep                      ghm train -m +sweep=demo
+  ghm report [overrides]          a sweep's table and page     ghm report +sweep=demo
+  ghm evaluate checkpoint=PATH    numbers and figures          ghm evaluate checkpoint=runs/single/RUN/best.pt
+  ghm data check data.root=PATH   annotations and images, whole, with a contact sheet
+  ghm data fetch coco2017 root=PATH [test=true] [keep=true]    download and unpack
 
 `ghm train --help` lists the groups; `--cfg job` prints the config, `--info` Hydra's state.
 HYDRA_FULL_ERROR=1 shows tracebacks.
@@ -35,11 +38,17 @@ HYDRA_FULL_ERROR=1 shows tracebacks.
 def main(arguments: list[str] | None = None) -> None:
     """Entry point. Exit codes: 0 done, 1 a run failed or nothing was learned, 2 bad input, 130 interrupted."""
     verb, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
-    verbs: dict[str, Callable[[], None]] = {"train": _train, "report": _report}
-    if verb in ("-h", "--help", "help"):
-        print(USAGE)
-        return
-    if verb == "report" and {"-h", "--help"} & set(rest):
+    if verb == "data" and rest:
+        verb, rest = f"data {rest[0]}", rest[1:]
+    verbs: dict[str, Callable[[], None]] = {
+        "train": _train,
+        "report": _report,
+        "evaluate": _evaluate,
+        "data check": _check_data,
+        "data fetch": _fetch_data,
+    }
+    asks = {"-h", "--help"} & {verb, *rest}
+    if verb == "help" or (asks and verb != "train"):
         print(USAGE)
         return
     if verb not in verbs:
@@ -63,7 +72,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _end(error: BaseException, traced: bool = False) -> NoReturn:
     """Leave with one line and the code that fits; a traceback where asked for, or where nobody foresaw it."""
-    from ghm.worker import TrainingError
+    from ghm.run import TrainingError
     from sweeps.controller import SweepFailed
 
     if traced:
@@ -78,23 +87,95 @@ def _end(error: BaseException, traced: bool = False) -> NoReturn:
 
 
 def _train() -> None:
-    from ghm.worker import train
+    from ghm.run import train
 
+    _hydra(train, "train")
+
+
+def _hydra(task: Callable[[DictConfig], Any], config: str) -> Any:
+    """Run a task with the config of the command line, and return what it returns, or raise what it raises."""
     errors: list[BaseException] = []
+    results: list[Any] = []
 
     # Hydra announces an exception of its task in a line of its own before passing it on. A sweep
-    # unwraps this and runs `train` itself.
-    @functools.wraps(train)
-    def quiet(cfg: DictConfig) -> float | None:
+    # unwraps this and runs the task itself.
+    @functools.wraps(task)
+    def quiet(cfg: DictConfig) -> Any:
         try:
-            return train(cfg)
+            results.append(task(cfg))
         except BaseException as error:
             errors.append(error)
             return None
+        return results[-1]
 
-    hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")(quiet)()
+    hydra.main(version_base="1.3", config_path=str(CONF), config_name=config)(quiet)()
     if errors:
         raise errors[0]
+    return results[-1] if results else None
+
+
+def _evaluate() -> None:
+    from ghm import evaluation
+
+    outcome = _hydra(evaluation.run, "evaluate")
+    if outcome is None:  # --cfg, --info
+        return
+    numbers, folder = outcome
+    if numbers:
+        _table("COCO's numbers", ["", "of 1"], [[name, f"{value:.4f}"] for name, value in numbers.items()])
+    else:
+        print("There are no true boxes to score against; detections.json is what the COCO server takes.")
+    print(f"Written to {folder}")
+
+
+def _check_data() -> None:
+    from ghm import inspection
+
+    outcome = _hydra(inspection.run, "check")
+    if outcome is None:
+        return
+    splits, sheet = outcome
+    rows = [
+        [name.replace("_", " "), *(str(getattr(s, name)) for s in splits.values())]
+        for name in ("images", "empty", "boxes", "crowds")
+    ]
+    for kind in ("small", "medium", "large"):
+        rows.append([f"{kind} boxes", *(str(s.sizes[kind]) for s in splits.values())])
+    rows.append(["sides, 5 / 50 / 95 %", *(" / ".join(f"{side:.0f}" for side in s.sides) for s in splits.values())])
+    for name in next(iter(splits.values())).per_class:
+        rows.append([f"  {name}", *(str(s.per_class[name]) for s in splits.values())])
+    _table("Every image and annotation is sound", ["", *splits], rows)
+    print(f"Look at {sheet}")
+
+
+def _fetch_data() -> None:
+    from omegaconf import OmegaConf
+
+    from ghm import fetch
+
+    name, *given = sys.argv[1:] or [""]
+    if name != "coco2017":
+        raise ValueError(f"data={name}: must be coco2017, as in ghm data fetch coco2017 root=PATH")
+    options = OmegaConf.merge(
+        {"root": os.environ.get("GHM_DATA", "data/coco2017"), "test": False, "keep": False},
+        OmegaConf.from_dotlist(given),
+    )
+    if unknown := options.keys() - {"root", "test", "keep"}:
+        raise ValueError(f"{min(unknown)}=...: is not an option; there are root, test and keep")
+    fetch.coco2017(Path(options.root), test=options.test, keep=options.keep)
+    print(f"Ready: ghm train data=coco2017 data.root={options.root}")
+
+
+def _table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for place, column in enumerate(columns):
+        table.add_column(column, justify="right" if place else "left")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
 
 
 def _report() -> None:

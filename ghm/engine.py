@@ -2,14 +2,19 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
+
+from ghm.checkpoint import RunState
+
+AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -22,59 +27,130 @@ class EpochResult:
 
 
 def fit(
-    model: nn.Module,
+    state: RunState,
     loader: DataLoader[Any],
-    optimizer: Optimizer,
-    scheduler: LRScheduler,
     device: torch.device,
     seed: int,
-    start: int,
     epochs: int,
-    clip_grad: float | None,
+    *,
+    clip_grad: float | None = None,
+    accumulate: int = 1,
+    amp: Literal["bf16", "fp16"] | None = None,
+    model: nn.Module | None = None,
 ) -> Iterator[EpochResult]:
-    """Train from epoch `start` up to `epochs`; every value the model returns is reported by its name.
+    """Train from epoch `state.epoch` up to `epochs`; every value the model returns is reported by its name.
 
-    `model(images, targets)` returns scalars; those named `loss_*` are summed and minimised.
-    `scheduler` steps with the optimizer. FloatingPointError when the loss is no longer finite.
+    `model(images, targets)`, `state.model` or a wrapper of it, returns scalars; those named `loss_*` are
+    summed and minimised, as the mean over the `accumulate` batches of a step. `state.scheduler` steps with
+    the optimizer. `loader.batch_sampler` is a `ghm.data.loader.Batches`. FloatingPointError when loss or
+    gradient are no longer finite, before the step is taken.
 
-    Augmentation depends on `seed` (this worker's) and the epoch's number, the order of the data on the
-    sampler's seed and the epoch's number: an epoch after a restart equals the same epoch of a run that
-    was never stopped.
+    What the model draws depends on `seed` (this worker's) and the epoch's number, the order and augmentation
+    of the data on the sampler's seed and the epoch's number: an epoch after a restart equals the same epoch
+    of a run that was never stopped.
     """
-    for epoch in range(start, epochs):
+    model = state.model if model is None else model
+    for epoch in range(state.epoch, epochs):
         torch.manual_seed(hash((seed, epoch)))
-        loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+        loader.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
         model.train()
         sums: dict[str, Tensor] = {}
-        begin, images_seen = time.perf_counter(), 0
-        for images, targets in loader:
-            parts = model(
-                [image.to(device, non_blocking=True) for image in images],
-                [{name: value.to(device, non_blocking=True) for name, value in target.items()} for target in targets],
-            )
-            loss = torch.stack([value for name, value in parts.items() if name.startswith("loss_")]).sum()
-            if not torch.isfinite(loss):
+        clock = Clock()
+        for number, (images, targets) in enumerate(clock.waiting_for(loader), start=1):
+            last = number % accumulate == 0
+            with _apart(model, not last):
+                with torch.autocast(device.type, AMP.get(amp or ""), enabled=amp is not None):
+                    parts = model(*_moved(images, targets, device))
+                loss = torch.stack([value for name, value in parts.items() if name.startswith("loss_")]).sum()
+                _scaled(state, loss / accumulate).backward()
+            sound = torch.isfinite(loss.detach()) & (_clip(state, clip_grad) if last else True)
+            if not sound:
                 raise FloatingPointError(_diagnosis(loss, parts, targets, epoch))
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            if clip_grad is not None:
-                nn.utils.clip_grad_norm_(model.parameters(), clip_grad)
-            optimizer.step()
-            scheduler.step()
-            images_seen += len(images)
+            if last:
+                _step(state)
+            clock.images += len(images)
             for name, value in {"loss": loss, **parts}.items():
                 sums[name] = sums.get(name, torch.zeros((), device=device)) + value.detach()
-        seconds = time.perf_counter() - begin
         metrics = {f"train/{name}": float(total) / len(loader) for name, total in sums.items()}
-        metrics["train/lr"] = float(scheduler.get_last_lr()[0])
-        metrics["time/images_per_s"] = images_seen / seconds
-        yield EpochResult(epoch + 1, (epoch + 1) * len(loader), metrics)
+        metrics["train/lr"] = float(state.scheduler.get_last_lr()[0])
+        yield EpochResult(epoch + 1, (epoch + 1) * len(loader) // accumulate, metrics | clock.metrics())
+
+
+class Clock:
+    """Images a second of an epoch, and the share of its time in which no batch was ready."""
+
+    def __init__(self) -> None:
+        self.begin, self.waited, self.images = time.perf_counter(), 0.0, 0
+
+    def waiting_for(self, loader: DataLoader[Any]) -> Iterator[Any]:
+        batches, asked = iter(loader), self.begin
+        for batch in batches:
+            self.waited += time.perf_counter() - asked
+            yield batch
+            asked = time.perf_counter()
+
+    def metrics(self) -> dict[str, float]:
+        seconds = time.perf_counter() - self.begin
+        return {"time/images_per_s": self.images / seconds, "time/input_wait": self.waited / seconds}
+
+
+def _moved(
+    images: list[Tensor], targets: list[dict[str, Tensor]], device: torch.device
+) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+    return (
+        [image.to(device, non_blocking=True) for image in images],
+        [{name: value.to(device, non_blocking=True) for name, value in target.items()} for target in targets],
+    )
+
+
+def _apart(model: nn.Module, apart: bool) -> AbstractContextManager[Any]:
+    """Workers exchange gradients once a step, not once a batch."""
+    return model.no_sync() if apart and isinstance(model, DistributedDataParallel) else nullcontext()
+
+
+def _scaled(state: RunState, loss: Tensor) -> Tensor:
+    return loss if state.scaler is None else state.scaler.scale(loss)
+
+
+def _clip(state: RunState, clip_grad: float | None) -> Tensor | bool:
+    """Clip the gradient; whether it is finite, as far as that is known and not the scaler's business."""
+    if clip_grad is None:
+        return True
+    if state.scaler is not None:
+        state.scaler.unscale_(state.optimizer)
+    norm = nn.utils.clip_grad_norm_(state.model.parameters(), clip_grad)
+    return state.scaler is not None or torch.isfinite(norm)
+
+
+def _step(state: RunState) -> None:
+    if state.scaler is None:
+        state.optimizer.step()
+    else:  # leaves the step out when the gradient overflowed
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+    state.optimizer.zero_grad(set_to_none=True)
+    state.scheduler.step()
+    if state.average is not None:
+        state.average.update_parameters(state.model)
+
+
+def moving_average(model: nn.Module, decay: float) -> AveragedModel:
+    """An exponential moving average of a model's weights; young ones forget faster, by (1 + n) / (10 + n)."""
+    if not 0 < decay < 1:
+        raise ValueError(f"ema={decay}: must lie in (0, 1), as 0.9998; null for none")
+
+    @torch.no_grad()
+    def update(averages: Any, weights: Any, steps: Any) -> None:
+        torch._foreach_lerp_(averages, weights, 1 - min(decay, (1 + int(steps)) / (10 + int(steps))))
+
+    return AveragedModel(model, multi_avg_fn=update)
 
 
 def _diagnosis(loss: Tensor, parts: dict[str, Tensor], targets: list[dict[str, Tensor]], epoch: int) -> str:
     values = ", ".join(f"{name}={value.item():g}" for name, value in parts.items())
     images = [int(target["image_id"]) for target in targets]
+    what = "the gradient is not finite" if torch.isfinite(loss) else f"loss={loss.item()}"
     return (
-        f"loss={loss.item()} in epoch {epoch + 1} ({values}) on images {images}; "
+        f"{what} in epoch {epoch + 1} ({values}) on images {images}; "
         "lower optimizer.lr, or set clip_grad, or warm the loss's strength up for longer"
     )

@@ -2,6 +2,7 @@
 
 import re
 from functools import cache
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -9,12 +10,25 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
+from torch.optim import Optimizer
 
 from ghm import evaluate
+from ghm.data import Data
+from ghm.data.loader import Batches
+from ghm.engine import AMP, moving_average
+from ghm.provenance import flat
 from ghm.tracking import Tracker
 
 # Keys that hold a whole number, and the least that makes sense.
-WHOLE = {"epochs": 1, "batch_size": 1, "seed": 0, "loader_processes": 0, "scaling.num_workers": 0}
+WHOLE = {
+    "epochs": 1,
+    "batch_size": 1,
+    "accumulate": 1,
+    "seed": 0,
+    "loader_processes": 0,
+    "keep": 1,
+    "scaling.num_workers": 0,
+}
 
 
 def build(cfg: DictConfig, node: str, *args: Any, **kwargs: Any) -> Any:
@@ -33,8 +47,43 @@ def build(cfg: DictConfig, node: str, *args: Any, **kwargs: Any) -> Any:
 
 
 def build_model(cfg: DictConfig, num_classes: int) -> nn.Module:
-    losses = {"cls_loss": build(cfg, "loss.cls"), "box_loss": build(cfg, "loss.box")}
-    return build(cfg, "model", num_classes=num_classes, prior=cfg.loss.prior, **losses)
+    losses = {name: None if cfg.loss[name] is None else build(cfg, f"loss.{name}") for name in ("cls", "box")}
+    return build(
+        cfg, "model", num_classes=num_classes, cls_loss=losses["cls"], box_loss=losses["box"], prior=cfg.loss.prior
+    )
+
+
+def build_optimizer(cfg: DictConfig, model: nn.Module) -> Optimizer:
+    """Its rate is meant for `lr_batch` images a step, and scaled to those of this run (Goyal et al. 2017)."""
+    optimizer: Optimizer = build(cfg, "optimizer", model.parameters())
+    if cfg.lr_batch is not None:
+        for group in optimizer.param_groups:
+            group["lr"] *= cfg.batch_size / cfg.lr_batch
+    return optimizer
+
+
+def recipe(cfg: DictConfig, class_names: list[str]) -> dict[str, Any]:
+    """What a checkpoint says of its model, so that it can be built again without its run's config."""
+    parts = {key: OmegaConf.to_container(cfg[key], resolve=True) for key in ("model", "loss", "data")}
+    if "weights" in parts["model"]:
+        parts["model"]["weights"] = None  # the checkpoint holds better ones
+    parts["data"].pop("augment", None)  # for training alone
+    return {**parts, "class_names": class_names}
+
+
+def from_recipe(made: dict[str, Any], path: str) -> DictConfig:
+    """A config of a checkpoint's recipe; ValueError for one that would call anything but our own parts.
+
+    A checkpoint may come from anybody: only what `ghm.models`, `ghm.losses` and `ghm.data` offer is built.
+    """
+    for key, value in flat(made).items():
+        target = re.fullmatch(r"ghm\.(models|losses|data)\.(\w+)", str(value))
+        offered = target and target[2] in import_module(f"ghm.{target[1]}").__all__
+        if (key.endswith("_target_") and not offered) or "${" in str(value):
+            raise ValueError(
+                f"checkpoint={path}: its {key}={value} is none of ghm's own parts; evaluate it where it was made"
+            )
+    return OmegaConf.create(made)
 
 
 def open_tracker(cfg: DictConfig) -> Tracker:
@@ -49,21 +98,31 @@ def check(cfg: DictConfig) -> None:
         value = OmegaConf.select(cfg, key)
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise ValueError(f"{key}={value}: must be a whole number of at least {least}")
-    for key in ("data", "model", "loss.cls", "loss.box", "optimizer", "schedule"):
+    for key in ("data", "model", "loss", "optimizer", "schedule"):
         if OmegaConf.select(cfg, key) is None:
             raise ValueError(f"{key}=null: must be chosen; leave it out to get the default")
+    for one, other in (("cls", "box"), ("box", "cls")):  # both, for models with losses of their own
+        if cfg.loss[one] is None and cfg.loss[other] is not None:
+            raise ValueError(f"loss.{one}=null: must be chosen; leave it out to get the default")
     _check_numbers(cfg)
     names = [f"val/{name}" for name in evaluate.METRICS]
     if cfg.objective not in names:
         raise ValueError(f"objective={cfg.objective}: must be one of {', '.join(names)}")
-    workers = cfg.scaling.num_workers
-    if cfg.batch_size % max(workers, 1):
-        raise ValueError(f"batch_size={cfg.batch_size}: must be a multiple of scaling.num_workers={workers}")
-    num_classes = _num_classes(OmegaConf.to_yaml(cfg.data, resolve=True))
+    data = _data(OmegaConf.to_yaml(cfg.data, resolve=True))
+    if not data.val.has_boxes:
+        raise ValueError(
+            f"data.val={cfg.data.val}: lists images without boxes, on which nothing can be scored; "
+            "train with another, and use ghm evaluate for this one"
+        )
     with torch.device("meta"):  # settings and shapes only: no memory, no time
-        model = build_model(cfg, num_classes)
-        optimizer = build(cfg, "optimizer", model.parameters())
-        build(cfg, "schedule", optimizer, cfg.epochs, steps_per_epoch=1)
+        build_model(cfg, data.train.num_classes)
+    something = nn.Linear(1, 1)  # optimizers refuse what is on meta
+    optimizer = build_optimizer(cfg, something)
+    build(cfg, "schedule", optimizer, cfg.epochs, steps_per_epoch=1)
+    workers = max(cfg.scaling.num_workers, 1)
+    Batches([True] * cfg.batch_size, cfg.batch_size, cfg.seed, 0, workers, cfg.accumulate)
+    if cfg.ema is not None:
+        moving_average(something, cfg.ema)
     open_tracker(cfg)
 
 
@@ -71,14 +130,20 @@ def _check_numbers(cfg: DictConfig) -> None:
     """What no constructor sees."""
     if cfg.clip_grad is not None and not (isinstance(cfg.clip_grad, int | float) and cfg.clip_grad > 0):
         raise ValueError(f"clip_grad={cfg.clip_grad}: must be above 0, or null for none")
-    devices = ("auto", "cpu", "cuda")
-    if cfg.device not in devices:
-        raise ValueError(f"device={cfg.device}: must be one of {', '.join(devices)}")
+    if cfg.lr_batch is not None and not (isinstance(cfg.lr_batch, int | float) and cfg.lr_batch > 0):
+        raise ValueError(f"lr_batch={cfg.lr_batch}: must be above 0, or null for a rate that is never scaled")
+    for key, choices in (("device", ("auto", "cpu", "cuda")), ("amp", (None, *AMP))):
+        if cfg[key] not in choices:
+            named = ", ".join(choice or "null" for choice in choices)
+            raise ValueError(f"{key}={cfg[key]}: must be one of {named}")
+    for key in ("channels_last", "compile", "figures"):
+        if not isinstance(cfg[key], bool):
+            raise ValueError(f"{key}={cfg[key]}: must be true or false")
     if cfg.device == "cuda" and cfg.scaling.num_workers == 0 and not torch.cuda.is_available():
         raise ValueError("device=cuda: torch sees no GPU here; leave it at auto")
 
 
 @cache
-def _num_classes(data: str) -> int:
-    """Check the data that a config node, as YAML, describes; once, however many trials share it."""
-    return build(OmegaConf.create({"data": OmegaConf.create(data)}), "data").train.num_classes
+def _data(data: str) -> Data:
+    """The data that a config node, as YAML, describes; checked once, however many trials share it."""
+    return build(OmegaConf.create({"data": OmegaConf.create(data)}), "data")

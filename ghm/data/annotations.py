@@ -3,48 +3,42 @@
 import contextlib
 import io
 import json
+import logging
 import math
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any, Literal
 
 from pycocotools.coco import COCO
 
 Entry = dict[str, Any]
+log = logging.getLogger(__name__)
+
+# Keys that only files of other tasks have.
+OTHER_TASKS = {"caption": "captions", "segments_info": "panoptic segments", "score": "detections"}
 
 
-def read(folder: Path, split: str) -> COCO:
-    """The checked index of `annotations/instances_{split}.json` below `folder`.
+def read(path: Path, invalid: Literal["error", "drop"] = "error", boxes: bool = True) -> COCO:
+    """The checked index of an annotation file.
 
-    Missing crowd flags become 0 and missing areas those of the box. ValueError names the file, the
-    entry and the remedy.
+    Missing crowd flags become 0 and missing areas those of the box. Boxes that are none, have no area or
+    leave their image are an error, or are left out with a warning (`invalid="drop"`, for files that one
+    does not own). `boxes=False` reads a file that lists images alone, as that of COCO's test-dev.
+    ValueError names the file, the entry and the remedy.
     """
-    path = folder / "annotations" / f"instances_{split}.json"
-    if not path.is_file():
-        raise ValueError(
-            f"data.root={folder}: no {path.relative_to(folder)} there; point data.root at a folder with "
-            "images/ and annotations/instances_train.json, instances_val.json"
-        )
-    try:
-        content = json.loads(path.read_text())
-        images, annotations, categories = content["images"], content["annotations"], content["categories"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not a COCO instances file ({error!r}); export it again") from error
-    if not images or not annotations or not categories:
-        counts = f"{len(images)} images, {len(annotations)} boxes, {len(categories)} categories"
-        raise ValueError(f"{path}: {counts}; needs at least one of each")
-    for kind, entries, keys in (
-        ("category", categories, ("id", "name")),
-        ("image", images, ("id", "file_name")),
-        ("annotation", annotations, ("id", "image_id", "category_id", "bbox")),
-    ):
-        _check_entries(f"{path}: {kind}", entries, keys)
-    _check_files(path, images, folder / "images")
-    known = {
-        kind: {entry["id"] for entry in entries} for kind, entries in (("image", images), ("category", categories))
-    }
-    for annotation in annotations:
-        _check_annotation(f"{path}: annotation {annotation['id']}", annotation, known)
-    _complete(annotations)
+    if invalid not in ("error", "drop"):
+        raise ValueError(f"invalid={invalid}: must be error or drop")
+    content = _content(path, boxes)
+    images, categories, annotations = (content[key] for key in ("images", "categories", "annotations"))
+    _check_entries(f"{path}: category", categories, {"name": str})
+    _check_entries(f"{path}: image", images, {"file_name": str, "width": int, "height": int})
+    _check_entries(f"{path}: annotation", annotations, {"image_id": int, "category_id": int, "bbox": list})
+    for image in images:
+        _check_image(f"{path}: image {image['id']}", image)
+    content["annotations"] = _sound(path, content, drop=invalid == "drop")
+    if boxes and not content["annotations"]:
+        raise ValueError(f"{path}: {len(annotations)} boxes, none of them usable; export it again")
+    _complete(content["annotations"])
     return index(content)
 
 
@@ -57,20 +51,10 @@ def index(content: dict[str, Any]) -> COCO:
     return coco
 
 
-def _check_entries(where: str, entries: list[Entry], keys: tuple[str, ...]) -> None:
-    """Every entry has its keys, and an id of its own."""
-    seen: set[Any] = set()
-    for entry in entries:
-        for key in keys:
-            if entry.get(key) is None:
-                raise ValueError(f"{where} {entry.get('id')}: has no {key}; add it or drop the entry")
-        if entry["id"] in seen:
-            raise ValueError(f"{where} {entry['id']}: id={entry['id']} is given twice; number the entries apart")
-        seen.add(entry["id"])
-
-
-def _check_files(path: Path, images: list[Entry], folder: Path) -> None:
-    present = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
+def check_files(path: Path, coco: COCO, folder: Path) -> None:
+    """Every image that the file at `path` lists lies in `folder`; ValueError names the first that does not."""
+    present = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
+    images = coco.dataset["images"]
     missing = [entry for entry in images if entry["file_name"] not in present]
     if missing:
         first = missing[0]
@@ -80,21 +64,95 @@ def _check_files(path: Path, images: list[Entry], folder: Path) -> None:
         )
 
 
-def _check_annotation(where: str, annotation: Entry, known: dict[str, set[Any]]) -> None:
-    for kind, ids in known.items():
-        value = annotation[f"{kind}_id"]
-        if value not in ids:
-            raise ValueError(f"{where}: {kind}_id={value} is not among the file's; correct it or drop the entry")
-    box = annotation["bbox"]
+def _content(path: Path, boxes: bool) -> dict[str, Any]:
+    """The file's content with the three lists of an instances file; ValueError for a file of another kind."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, OSError, RecursionError) as error:
+        raise ValueError(f"{path}: not a whole JSON file ({error}); export or fetch it again") from error
+    annotated = content.get("annotations") if isinstance(content, dict) else content
+    first = annotated[0] if isinstance(annotated, list) and annotated and isinstance(annotated[0], dict) else {}
+    for key, what in OTHER_TASKS.items():
+        if key in first and (content is annotated or "bbox" not in first):
+            raise ValueError(f"{path}: holds {what}, not objects with boxes; give an instances file")
+    if isinstance(content, dict) and not boxes:
+        content.setdefault("annotations", [])
+    keys = ("images", "annotations", "categories")
+    lacking = [key for key in keys if not isinstance(content, dict) or not isinstance(content.get(key), list)]
+    if lacking:
+        raise ValueError(f"{path}: not a COCO instances file, it has no list of {lacking[0]}; export it again")
+    images, annotations, categories = (content[key] for key in keys)
+    if not images or not categories or (boxes and not annotations):
+        counts = f"{len(images)} images, {len(annotations)} boxes, {len(categories)} categories"
+        raise ValueError(f"{path}: {counts}; needs at least one of each")
+    return content
+
+
+def _check_entries(where: str, entries: list[Any], keys: dict[str, type]) -> None:
+    """Every entry has its keys, of their types, and an id of its own."""
+    seen: set[int] = set()
+    for place, entry in enumerate(entries):
+        if not isinstance(entry, dict):
+            raise ValueError(f"{where} number {place + 1}: is not a set of keys; export the file again")
+        for key, kind in {"id": int, **keys}.items():
+            value = entry.get(key)
+            if value is None:
+                raise ValueError(f"{where} {entry.get('id')}: has no {key}; add it or drop the entry")
+            if not isinstance(value, kind) or isinstance(value, bool):
+                wanted = {int: "a whole number", str: "a text", list: "a list"}[kind]
+                raise ValueError(f"{where} {entry.get('id')}: {key}={value!r:.80}: must be {wanted}; correct it")
+        if entry["id"] in seen:
+            raise ValueError(f"{where} {entry['id']}: id={entry['id']} is given twice; number the entries apart")
+        seen.add(entry["id"])
+
+
+def _check_image(where: str, image: Entry) -> None:
+    name = image["file_name"]
+    parts = {*PurePosixPath(name).parts, *PureWindowsPath(name).parts}
+    if ".." in parts or PurePosixPath(name).is_absolute() or PureWindowsPath(name).is_absolute() or "\0" in name:
+        raise ValueError(f"{where}: file_name={name!r}: leaves the folder of the images; correct it or drop the entry")
+    if image["width"] < 1 or image["height"] < 1:
+        raise ValueError(f"{where}: is {image['width']} x {image['height']} pixels; correct it or drop the entry")
+
+
+def _sound(path: Path, content: dict[str, Any], drop: bool) -> list[Entry]:
+    """The annotations with boxes that are some; ValueError for the first other one, unless they are dropped."""
+    images = {image["id"]: image for image in content["images"]}
+    categories = {category["id"] for category in content["categories"]}
+    sound, faults = [], []
+    for annotation in content["annotations"]:
+        where = f"{path}: annotation {annotation['id']}"
+        for kind, ids in (("image", images), ("category", categories)):
+            if (value := annotation[f"{kind}_id"]) not in ids:
+                raise ValueError(f"{where}: {kind}_id={value} is not among the file's; correct it or drop the entry")
+        if (fault := next(_faults(annotation["bbox"], images[annotation["image_id"]]), None)) is None:
+            sound.append(annotation)
+        elif drop:
+            faults.append(f"{where}: bbox={annotation['bbox']} {fault}")
+        else:
+            raise ValueError(
+                f"{where}: bbox={annotation['bbox']} {fault}; correct it, or leave out all such with data.invalid=drop"
+            )
+    if faults:
+        log.warning("%s (%d such left out)", faults[0], len(faults))
+    return sound
+
+
+def _faults(box: list[Any], image: Entry) -> Iterator[str]:
     if len(box) != 4 or not all(isinstance(side, int | float) and math.isfinite(side) for side in box):
-        raise ValueError(f"{where}: bbox={box} is not x, y, width, height; correct it or drop the entry")
-    if box[2] <= 0 or box[3] <= 0:
-        raise ValueError(f"{where}: bbox={box} has no area; correct it or drop the entry")
+        yield "is not x, y, width, height"
+        return
+    x, y, width, height = box
+    if width <= 0 or height <= 0:
+        yield "has no area"
+    # A pixel of rounding is common.
+    if x < -1 or y < -1 or x + width > image["width"] + 1 or y + height > image["height"] + 1:
+        yield f"leaves its image of {image['width']} x {image['height']} pixels"
 
 
 def _complete(annotations: list[Entry]) -> None:
     """Fill in what scoring needs. pycocotools takes id 0 for "matched with nothing", so ids start at 1."""
-    first = min(annotation["id"] for annotation in annotations)
+    first = min((annotation["id"] for annotation in annotations), default=1)
     for annotation in annotations:
         annotation.setdefault("iscrowd", 0)
         annotation.setdefault("area", annotation["bbox"][2] * annotation["bbox"][3])

@@ -1,38 +1,42 @@
-"""Detection data sets in COCO's terms, and the reader of COCO-format folders."""
+"""Detection data sets in COCO's terms, and the readers of COCO-format folders."""
 
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
-from PIL import Image, UnidentifiedImageError
 from pycocotools.coco import COCO
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
-from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional as vision
 
 from ghm.data import annotations
+from ghm.data.images import check_headers, read_image
+from ghm.data.noise import noisy
 
-SPLITS = ("train", "val")
+CROWD = -1  # the label of crowd regions while images and boxes are augmented together
+Augment = Callable[..., Any]
 
 
 class DetectionDataset(Dataset[tuple[Tensor, dict[str, Tensor]]]):
-    """Images with boxes: item i is `(image, target)`.
+    """Images with boxes: item i is `(image, target)`, item `(i, seed)` is augmented by that seed alone.
 
     image: float32 (3, H, W) in [0, 1]. target: `boxes` float32 (P, 4) as x1, y1, x2, y2 in pixels,
-    `labels` int64 (P,) in [0, num_classes), `image_id` int64 (). Crowd annotations are no targets;
-    `coco` keeps them, so that scoring treats them as COCO does.
+    `labels` int64 (P,) in [0, num_classes), `crowds` float32 (Q, 4), regions in which objects are not
+    told apart, `image_id` int64 (), and with `masks` set `masks` uint8 (P, H, W).
+    `coco` keeps everything, so that scoring treats crowds as COCO does.
     """
+
+    masks = False
+    has_boxes = True  # False: a list of images alone
 
     def __init__(
         self,
         categories: dict[int, str],
         open_coco: Callable[[], COCO],
         read: Callable[[dict[str, Any]], Tensor],
-        augment: Callable[..., Any] | None = None,
+        augment: Augment | None = None,
     ) -> None:
         """`open_coco` is called on first use; `read` turns one of its image entries into uint8
         (3, H, W); `augment` takes image and target."""
@@ -52,24 +56,53 @@ class DetectionDataset(Dataset[tuple[Tensor, dict[str, Tensor]]]):
     def num_classes(self) -> int:
         return len(self.category_ids)
 
+    def pixels(self, image_id: int) -> Any:
+        """An image as it is drawn on: uint8 (H, W, 3)."""
+        return self.read(self.coco.imgs[image_id]).permute(1, 2, 0).numpy()
+
+    @property
+    def is_wide(self) -> list[bool]:
+        """Of each image, whether it is wider than high: batches hold one kind, which saves padding."""
+        return [self.coco.imgs[image]["width"] > self.coco.imgs[image]["height"] for image in self.image_ids]
+
     def __len__(self) -> int:
         return len(self.image_ids)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def __getitem__(self, item: int | tuple[int, int]) -> tuple[Tensor, dict[str, Tensor]]:
+        index, seed = item if isinstance(item, tuple) else (item, None)
         entry = self.coco.imgs[self.image_ids[index]]
-        image = self.read(entry)
-        objects = [a for a in self.coco.imgToAnns[entry["id"]] if not a["iscrowd"]]
+        image, target = tv_tensors.Image(self.read(entry)), self._target(entry)
+        if self.augment is not None and seed is not None:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                image, target = self.augment(image, target)
+            target = _usable(target)
+        plain = {name: value.as_subclass(Tensor) for name, value in target.items()}
+        objects = plain["labels"] != CROWD
+        crowds = plain["boxes"][~objects]
+        plain = {name: value[objects] for name, value in plain.items()}
+        plain |= {"crowds": crowds, "image_id": torch.tensor(entry["id"])}
+        return image.as_subclass(Tensor).float() / 255.0, plain
+
+    def _target(self, entry: dict[str, Any]) -> dict[str, Tensor]:
+        """Objects and crowds alike: what happens to the image happens to both."""
+        objects, size = self.coco.imgToAnns[entry["id"]], (entry["height"], entry["width"])
         boxes = torch.tensor([a["bbox"] for a in objects], dtype=torch.float32).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
+        labels = [CROWD if a["iscrowd"] else self.category_ids.index(a["category_id"]) for a in objects]
         target = {
-            "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=image.shape[-2:]),
-            "labels": torch.tensor([self.category_ids.index(a["category_id"]) for a in objects], dtype=torch.int64),
+            "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size),
+            "labels": torch.tensor(labels, dtype=torch.int64),
         }
-        if self.augment is not None:
-            image, target = self.augment(tv_tensors.Image(image), target)
-        plain = {name: value.as_subclass(Tensor) for name, value in target.items()}
-        plain["image_id"] = torch.tensor(entry["id"])
-        return image.as_subclass(Tensor).float() / 255.0, plain
+        if self.masks:
+            masks = [torch.from_numpy(self._mask(a)) for a in objects]
+            target["masks"] = tv_tensors.Mask(torch.stack(masks) if masks else torch.zeros(0, *size, dtype=torch.uint8))
+        return target
+
+    def _mask(self, annotation: dict[str, Any]) -> Any:
+        if not annotation.get("segmentation"):
+            raise ValueError(f"annotation {annotation['id']}: has no segmentation; this model learns from masks")
+        return self.coco.annToMask(annotation)
 
 
 class Data(NamedTuple):
@@ -79,44 +112,103 @@ class Data(NamedTuple):
     val: DetectionDataset
 
 
-def flip() -> Callable[..., Any]:
-    """The paper's only augmentation: a horizontal flip of every other image."""
-    return v2.RandomHorizontalFlip(0.5)
-
-
-def coco_folder(root: str | None) -> Data:
+def coco_folder(
+    root: str | None,
+    train: str = "train",
+    val: str = "val",
+    augment: Augment | None = None,
+    label_noise: float = 0.0,
+    noise_seed: int = 0,
+    invalid: Literal["error", "drop"] = "error",
+) -> Data:
     """A folder in COCO's format: `images/` and `annotations/instances_{train,val}.json`.
 
-    That every listed image exists, and every box is one, is checked here, before hours are spent on
-    training; what is in the images shows when they are read.
-    ValueError names the file, the entry and the remedy.
+    `train` and `val` name the two files. `augment`: transforms (torchvision's v2) for training images.
+    `label_noise`: share of the training objects made wrong by `noise_seed`, see `noisy`. `invalid="drop"`:
+    boxes that are none are left out, not refused. All that annotations and the headers of images tell is
+    checked here, before hours are spent on training. ValueError names the file, the entry and the remedy.
     """
+    folder = _folder(root)
+    files = {split: (f"annotations/instances_{split}.json", "images") for split in (train, val)}
+    return _data(folder, files[train], files[val], augment, label_noise, noise_seed, invalid)
+
+
+def coco2017(
+    root: str | None,
+    train: str = "train2017",
+    val: str = "val2017",
+    augment: Augment | None = None,
+    label_noise: float = 0.0,
+    noise_seed: int = 0,
+    invalid: Literal["error", "drop"] = "drop",
+) -> Data:
+    """COCO 2017 as it is unpacked: `train2017/`, `val2017/` and `annotations/`. Settings as for `coco_folder`.
+
+    train2017 is the paper's trainval35k, val2017 its minival. `val="test-dev2017"` lists the images of the
+    paper's final table, whose boxes only the COCO server knows.
+    """
+    folder = _folder(root)
+
+    def files(split: str) -> tuple[str, str]:
+        if split.startswith("test"):
+            return f"annotations/image_info_{split}.json", "test2017"
+        return f"annotations/instances_{split}.json", split
+
+    return _data(folder, files(train), files(val), augment, label_noise, noise_seed, invalid)
+
+
+def _folder(root: str | None) -> Path:
     if root is None:
         raise ValueError("data.root=null: names no folder; give data.root=PATH, or set GHM_DATA")
-    folder = Path(root)
-    train, val = (_open(folder, split) for split in SPLITS)
+    return Path(root)
+
+
+def _data(
+    folder: Path,
+    train_files: tuple[str, str],
+    val_files: tuple[str, str],
+    augment: Augment | None,
+    label_noise: float,
+    noise_seed: int,
+    invalid: Literal["error", "drop"],
+) -> Data:
+    train, val = (_open(folder, *files, invalid) for files in (train_files, val_files))
     if (train.category_ids, train.class_names) != (val.category_ids, val.class_names):
-        raise ValueError(f"data.root={root}: train and val list different categories; list the same in both")
-    train.augment = flip()
+        raise ValueError(f"data.root={folder}: train and val list different categories; list the same in both")
+    clean = train.coco
+    train.coco = noisy(clean, label_noise, noise_seed)
+    train.augment = augment
     return Data(train, val)
 
 
-def _open(folder: Path, split: str) -> DetectionDataset:
-    coco = annotations.read(folder, split)
+def _open(folder: Path, file: str, images: str, invalid: Literal["error", "drop"]) -> DetectionDataset:
+    path = folder / file
+    if not path.is_file():
+        raise ValueError(
+            f"data.root={folder}: no {file} there; point data.root at a folder with images/ and "
+            "annotations/instances_train.json, instances_val.json (data=coco2017: train2017/, val2017/)"
+        )
+    state = path.stat()
+    coco = _checked(path, folder / images, invalid, state.st_mtime_ns, state.st_size)
     names = {category["id"]: category["name"] for category in coco.dataset["categories"]}
-    return DetectionDataset(names, lambda: coco, _Reader(folder / "images"))
+    dataset = DetectionDataset(
+        names, lambda: coco, lambda entry: read_image(folder / images / entry["file_name"], entry)
+    )
+    dataset.has_boxes = bool(coco.anns)
+    return dataset
 
 
-class _Reader:
-    """Reads an image entry's file below `folder` as uint8 RGB (3, H, W)."""
+@lru_cache(maxsize=4)
+def _checked(path: Path, images: Path, invalid: Literal["error", "drop"], *_changed: int) -> COCO:
+    """Read and checked once in a process, however many trials run in it, until the file changes."""
+    coco = annotations.read(path, invalid, boxes=not path.name.startswith("image_info"))
+    annotations.check_files(path, coco, images)
+    check_headers(images, coco.dataset["images"])
+    return coco
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
 
-    def __call__(self, entry: dict[str, Any]) -> Tensor:
-        path = self.folder / entry["file_name"]
-        try:
-            with Image.open(path) as image:
-                return vision.pil_to_tensor(image.convert("RGB"))
-        except (OSError, UnidentifiedImageError) as error:
-            raise ValueError(f"{path}: not a readable image ({error}); replace it or drop its entry") from error
+def _usable(target: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without boxes that were cut to less than a pixel."""
+    boxes = target["boxes"]
+    sides = boxes[:, 2:] - boxes[:, :2]
+    return {name: value[(sides >= 1).all(dim=1)] for name, value in target.items()}

@@ -1,8 +1,11 @@
 """Batches: every image once an epoch, in an order that seed and epoch alone decide."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, DistributedSampler, Subset
+from torch.utils.data import DataLoader, Sampler, Subset
 
 from ghm.data.coco import DetectionDataset
 
@@ -16,27 +19,94 @@ def collate(items: list[Item]) -> Batch:
     return list(images), list(targets)
 
 
-def train_loader(
-    dataset: DetectionDataset, batch_size: int, processes: int, seed: int, rank: int, world: int
-) -> DataLoader[Item]:
-    """Shuffled batches for one of `world` workers; `batch_size` counts the images of all workers.
+class Batches(Sampler[list[tuple[int, int]]]):
+    """What one of `world` workers loads: `(index, seed)` pairs, `accumulate` lists of them a step.
 
-    Its sampler's `set_epoch` chooses the order. `processes` load images beside the training process.
+    The images of a step do not depend on `world` or `accumulate`, which only share them out, nor does
+    the seed by which an image is augmented: 1 worker with 4 images and 2 with 2 train on the same. A step
+    holds images of one kind, wide or high, but for what is left over at the end of each kind.
     """
-    if batch_size < 1 or batch_size % world:
-        raise ValueError(f"batch_size={batch_size}: must be a multiple of scaling.num_workers={world}")
-    sampler: DistributedSampler[int] = DistributedSampler(dataset, world, rank, shuffle=True, seed=seed)
-    return DataLoader(
-        dataset,
-        batch_size // world,
-        sampler=sampler,
-        num_workers=processes,
-        collate_fn=collate,
-        pin_memory=torch.cuda.is_available(),  # not persistent_workers: their random state would outlive the epoch
-    )
+
+    def __init__(
+        self, is_wide: list[bool], batch_size: int, seed: int, rank: int = 0, world: int = 1, accumulate: int = 1
+    ) -> None:
+        shares = world * accumulate
+        if batch_size < 1 or batch_size % shares:
+            raise ValueError(
+                f"batch_size={batch_size}: must be a multiple of scaling.num_workers={world} times "
+                f"accumulate={accumulate}"
+            )
+        if len(is_wide) < shares:
+            raise ValueError(f"batch_size={batch_size}: {len(is_wide)} training images do not go round; lower it")
+        self.is_wide, self.batch_size, self.seed = is_wide, batch_size, seed
+        self.rank, self.world, self.accumulate = rank, world, accumulate
+        self.epoch = 0
+
+    @property
+    def steps(self) -> int:
+        return len(self._steps())
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.steps * self.accumulate
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        shares = self.world * self.accumulate
+        for step in self._steps():
+            for part in range(self.accumulate):
+                own = step[part * self.world + self.rank :: shares]
+                yield [(index, hash((self.seed, self.epoch, index))) for index in own]
+
+    def _steps(self) -> list[list[int]]:
+        """The images of each step, over all workers."""
+        generator = torch.Generator().manual_seed(hash((self.seed, self.epoch)))
+        order = torch.randperm(len(self.is_wide), generator=generator).tolist()
+        steps: list[list[int]] = []
+        left: list[int] = []
+        for wide in (True, False):
+            kind = [index for index in order if self.is_wide[index] is wide]
+            whole = len(kind) - len(kind) % self.batch_size
+            steps += [kind[start : start + self.batch_size] for start in range(0, whole, self.batch_size)]
+            left += kind[whole:]
+        steps = [steps[place] for place in torch.randperm(len(steps), generator=generator).tolist()]
+        steps += [left[start : start + self.batch_size] for start in range(0, len(left), self.batch_size)]
+        if len(steps) > 1 and len(steps[-1]) < self.world * self.accumulate:  # too few to go round
+            steps[-2] += steps.pop()
+        return steps
 
 
-def val_loader(dataset: DetectionDataset, batch_size: int, processes: int, rank: int, world: int) -> DataLoader[Item]:
+def train_loader(
+    dataset: DetectionDataset,
+    batch_size: int,
+    processes: int,
+    seed: int,
+    rank: int = 0,
+    world: int = 1,
+    accumulate: int = 1,
+) -> DataLoader[Item]:
+    """Shuffled batches for one of `world` workers; `batch_size` counts the images of a step, of all workers.
+
+    Its `batch_sampler` is a `Batches`, whose `set_epoch` chooses the order. `processes` load images
+    beside the training process.
+    """
+    batches = Batches(dataset.is_wide, batch_size, seed, rank, world, accumulate)
+    return DataLoader(dataset, batch_sampler=batches, **_options(processes))
+
+
+def val_loader(
+    dataset: DetectionDataset, batch_size: int, processes: int, rank: int = 0, world: int = 1
+) -> DataLoader[Item]:
     """This worker's share of the images, each image in exactly one share."""
     share = Subset(dataset, range(rank, len(dataset), world))
-    return DataLoader(share, max(batch_size // world, 1), num_workers=processes, collate_fn=collate)
+    return DataLoader(share, max(batch_size // world, 1), **_options(processes))
+
+
+def _options(processes: int) -> dict[str, Any]:
+    return {
+        "num_workers": processes,
+        "collate_fn": collate,
+        "pin_memory": torch.cuda.is_available(),
+        "persistent_workers": processes > 0,
+    }

@@ -1,5 +1,6 @@
 """Drawn images: shapes on textured grounds, made in memory from a seed. Same seed, same bytes."""
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -10,30 +11,42 @@ from pycocotools.coco import COCO
 from torch import Tensor
 
 from ghm.data.annotations import index
-from ghm.data.coco import Data, DetectionDataset, flip
+from ghm.data.coco import Augment, Data, DetectionDataset
+from ghm.data.noise import check_share, noisy
 
 CLASSES = ("disk", "square", "triangle", "ring")
 Array = NDArray[np.float64]
 
 
 def shapes(
-    train_images: int = 512, val_images: int = 128, image_size: int = 96, max_objects: int = 6, seed: int = 0
+    train_images: int = 512,
+    val_images: int = 128,
+    image_size: int = 96,
+    max_objects: int = 6,
+    seed: int = 0,
+    augment: Augment | None = None,
+    label_noise: float = 0.0,
+    noise_seed: int = 0,
 ) -> Data:
     """`train_images` and `val_images` square images of `image_size` pixels with 1 to `max_objects` shapes.
 
     Shapes have four classes, any angle, sides of an eighth to two fifths of the image, overlap in
     part, and differ little from the ground at times; unlabelled strokes distract. `seed` alone
-    decides every byte; train and val never share an image.
+    decides every byte; train and val never share an image. `augment`, `label_noise`, `noise_seed`: as for
+    `coco_folder`.
     """
     for name, value in (("train_images", train_images), ("val_images", val_images), ("max_objects", max_objects)):
         if value < 1:
             raise ValueError(f"data.{name}={value}: must be at least 1")
     if image_size < 32:
         raise ValueError(f"data.image_size={image_size}: must be at least 32 pixels")
-    train = Drawn(train_images, image_size, max_objects, (seed, 0)).dataset()
-    val = Drawn(val_images, image_size, max_objects, (seed, 1)).dataset()
-    train.augment = flip()
-    return Data(train, val)
+    check_share(label_noise)
+    train, val = (
+        Drawn(count, image_size, max_objects, (seed, part)) for part, count in ((0, train_images), (1, val_images))
+    )
+    return Data(
+        train.dataset(lambda: noisy(train.open_coco(), label_noise, noise_seed), augment), val.dataset(val.open_coco)
+    )
 
 
 class Drawn:
@@ -43,8 +56,11 @@ class Drawn:
         self.count, self.size, self.max_objects, self.seed = count, size, max_objects, seed
         self.images: dict[int, Tensor] = {}
 
-    def dataset(self) -> DetectionDataset:
-        return DetectionDataset(dict(enumerate(CLASSES, 1)), self.open_coco, lambda entry: self.images[entry["id"]])
+    def dataset(self, open_coco: Callable[[], COCO], augment: Augment | None = None) -> DetectionDataset:
+        return DetectionDataset(dict(enumerate(CLASSES, 1)), open_coco, self.read, augment)
+
+    def read(self, entry: dict[str, Any]) -> Tensor:
+        return self.images[entry["id"]]
 
     def open_coco(self) -> COCO:
         entries: list[dict[str, Any]] = []

@@ -12,7 +12,7 @@ from ghm.losses.ghm_r import GHMR
 from ghm.losses.harmonized import MMDET
 from ghm.losses.ohem import OHEM
 from ghm.losses.smooth_l1 import ASL1, SmoothL1
-from ghm.losses.softmax import SoftmaxGHMC
+from ghm.losses.softmax import SoftmaxCrossEntropy, SoftmaxGHMC
 
 __all__ = [
     "ASL1",
@@ -24,6 +24,7 @@ __all__ = [
     "Diagnostics",
     "FocalLoss",
     "SmoothL1",
+    "SoftmaxCrossEntropy",
     "SoftmaxGHMC",
     "diagnose",
     "diagnose_boxes",

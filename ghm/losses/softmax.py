@@ -1,12 +1,35 @@
-"""GHM-C for classes that exclude one another: softmax in place of the sigmoid."""
+"""Losses for classes that exclude one another: softmax in place of the sigmoid."""
 
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from ghm.losses.elements import element_wise, expand, full_precision
+from ghm.losses.elements import element_wise, expand, full_precision, world_mean
 from ghm.losses.ghm_c import GHMC
+
+
+class SoftmaxCrossEntropy(nn.Module):
+    """Weight times the mean of -log softmax(x)_y, the loss of two-stage detectors' classes.
+
+    Shapes: logits (A, C) or (N, C, H, W), classes in dimension 1; target class indices (A,) or (N, H, W),
+    ignored outside [0, C); valid bool, shaped as the target. Returns a scalar.
+    """
+
+    exclusive = True  # asks for a background class among the logits
+
+    def __init__(self, weight: float = 1.0) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, input: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:
+        counts = (target >= 0) & (target < input.shape[1])
+        if valid is not None:
+            counts = counts & valid
+        x = full_precision(input).masked_fill(~counts.unsqueeze(1), 0)
+        ce = F.cross_entropy(x, target.masked_fill(~counts, 0), reduction="none")
+        return self.weight * world_mean(ce, counts)
 
 
 class SoftmaxGHMC(GHMC):
@@ -19,6 +42,8 @@ class SoftmaxGHMC(GHMC):
     ignored outside [0, C), or probabilities, shaped as the logits; valid bool, (A,) or as class indices;
     `level_sizes` the rows of each pyramid level. Returns a scalar. Settings as for `GHMC`.
     """
+
+    exclusive = True
 
     def forward(
         self, input: Tensor, target: Tensor, valid: Tensor | None = None, level_sizes: Sequence[int] | None = None

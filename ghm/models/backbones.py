@@ -1,16 +1,22 @@
 """Feature pyramids under the detectors."""
 
+import os
 import pickle
 from collections import OrderedDict
+from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+from urllib.error import URLError
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import resnet50
+from torchvision.models import get_model, get_model_weights
 from torchvision.models.detection.backbone_utils import BackboneWithFPN, _resnet_fpn_extractor
 from torchvision.ops import Conv2dNormActivation, FeaturePyramidNetwork, FrozenBatchNorm2d
-from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
+ResNet = Literal["resnet50", "resnet101", "resnext101_32x8d"]
 group_norm = partial(nn.GroupNorm, 8)
 
 
@@ -39,34 +45,62 @@ class TinyFPN(nn.Module):
         return self.fpn(features)
 
 
-def resnet50_fpn(weights: str | None) -> BackboneWithFPN:
-    """ResNet-50 with P3 to P7, 256 channels, as RetinaNet uses it.
+def resnet_fpn(name: ResNet, weights: str | None, levels: Literal["P3-P7", "P2-P6"]) -> BackboneWithFPN:
+    """torchvision's ResNet or ResNeXt with a pyramid of 256 channels.
 
-    `weights` is the path of a torchvision ResNet-50 state dict: then BatchNorm is frozen, as are the
-    stem and the first stage. Without it the network trains from nothing, with GroupNorm.
+    `levels`: P3 to P7 as RetinaNet uses them (P6 and P7 by strided convolutions of C5), or P2 to P6 as
+    Faster R-CNN does. `weights` is the path of a torchvision state dict, or the name of torchvision's
+    own weights, as IMAGENET1K_V1: then BatchNorm is frozen, as are the stem and the first stage. Without
+    it the network trains from nothing, with GroupNorm.
     """
     if weights is None:
-        body, trainable = resnet50(norm_layer=partial(nn.GroupNorm, 32)), 5
+        body, trainable = get_model(name, weights=None, norm_layer=partial(nn.GroupNorm, 32)), 5
     else:
-        body, trainable = resnet50(norm_layer=FrozenBatchNorm2d), 3
-        _load(body, weights)
-    extra = LastLevelP6P7(256, 256)
-    return _resnet_fpn_extractor(body, trainable, returned_layers=[2, 3, 4], extra_blocks=extra)
+        body, trainable = get_model(name, weights=None, norm_layer=FrozenBatchNorm2d), 3
+        _load(body, _read(name, weights), weights)
+    if levels == "P3-P7":
+        extra = LastLevelP6P7(2048, 256)
+        return _resnet_fpn_extractor(body, trainable, returned_layers=[2, 3, 4], extra_blocks=extra)
+    return _resnet_fpn_extractor(body, trainable, extra_blocks=LastLevelMaxPool())
 
 
-def _load(body: nn.Module, weights: str) -> None:
-    """All of a classifier's weights but its last layer. ValueError when the file holds something else."""
+def _read(name: str, weights: str) -> Mapping[str, Any]:
+    """A state dict from a file, from torchvision's cache, or over the network; no code in it is run."""
+    if os.path.sep not in weights and weights in (known := get_model_weights(name)).__members__:
+        url = known[weights].url
+        try:
+            return known[weights].get_state_dict(progress=False, check_hash=True, map_location="cpu", weights_only=True)
+        except (URLError, OSError, RuntimeError) as error:
+            cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
+            raise ValueError(
+                f"weights={weights}: could not be fetched ({' '.join(str(error).split())[:200]}); "
+                f"fetch {url} yourself and put it at {cached}, or give its path as model.weights=PATH"
+            ) from error
     try:
-        state = torch.load(weights, map_location="cpu", weights_only=True)
+        return torch.load(weights, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        names = ", ".join(get_model_weights(name).__members__)
+        raise ValueError(f"weights={weights}: no such file; give the path of one, or one of {names}") from error
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise _not_a_state_dict(weights, error) from error
+
+
+def _load(body: nn.Module, state: Mapping[str, Any], weights: str) -> None:
+    """All of a classifier's weights but its last layer. ValueError when `state` is of something else."""
+    try:
         kept = {key: value for key, value in state.items() if not key.startswith("fc.")}
         # `assign`, so that a model on the meta device, built to check settings, checks this too.
-        missing = [
-            key for key in body.load_state_dict(kept, strict=False, assign=True).missing_keys if key[:3] != "fc."
-        ]
-        if missing:
-            raise KeyError(missing[0])
-    except (OSError, RuntimeError, KeyError, AttributeError, TypeError, pickle.UnpicklingError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(
-            f"model.weights={weights}: not a ResNet-50 state dict of torchvision ({reason}); give the path of one"
-        ) from error
+        found = body.load_state_dict(kept, strict=False, assign=True)
+        missing = [key for key in found.missing_keys if not key.startswith("fc.")]
+        wrong = [key for key in found.unexpected_keys if not key.endswith("num_batches_tracked")]
+        if missing or wrong:
+            raise KeyError((missing + wrong)[0])
+    except (RuntimeError, KeyError, AttributeError, TypeError) as error:
+        raise _not_a_state_dict(weights, error) from error
+
+
+def _not_a_state_dict(weights: str, error: Exception) -> ValueError:
+    reason = " ".join(str(error).split())[:200]
+    return ValueError(
+        f"weights={weights}: not torchvision's state dict of this backbone ({reason}); give the path of one"
+    )

@@ -8,13 +8,15 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection import retinanet as torchvision_retinanet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from ghm.models.backbones import TinyFPN, group_norm, resnet50_fpn
+from ghm.models.backbones import ResNet, TinyFPN, group_norm, resnet_fpn
+from ghm.models.matching import BACKGROUND, IGNORED, match, padded
+from ghm.models.transform import InputTransform
 
 Loss = Callable[..., Tensor]
 Targets = list[dict[str, Tensor]]
@@ -35,24 +37,24 @@ class ClassificationHead(torchvision_retinanet.RetinaNetClassificationHead):
         super().__init__(in_channels, num_anchors, num_classes, prior, norm_layer)
         self.loss = loss
 
-    def compute_loss(
-        self, targets: Targets, head_outputs: dict[str, Any], matched_idxs: list[Tensor]
-    ) -> dict[str, Tensor]:
-        """`loss_cls`, and `ce`, the plain cross-entropy: a number that falls whatever the loss."""
-        matched = torch.stack(matched_idxs)  # (N, A): box index, -1 background, -2 between thresholds
-        logits = head_outputs["cls_logits"]  # (N, A, C)
-        labels = torch.stack([_labels(target["labels"], match) for target, match in zip(targets, matched, strict=True)])
-        valid, by_level = matched != self.BETWEEN_THRESHOLDS, {}
+    def compute_loss(self, targets: Targets, head_outputs: dict[str, Any], matched_idxs: Tensor) -> dict[str, Tensor]:
+        """`loss_cls`, and `ce`, the plain cross-entropy: a number that falls whatever the loss.
+
+        `matched_idxs` (N, A), as `match` returns it.
+        """
+        logits, valid, by_level = head_outputs["cls_logits"], matched_idxs != IGNORED, {}  # (N, A, C), (N, A)
+        labels = padded([target["labels"] for target in targets]).gather(1, matched_idxs.clamp(min=0))
+        labels = labels.where(matched_idxs >= 0, BACKGROUND)
         if _knows_levels(self.loss):
             sizes = head_outputs["level_sizes"]
             logits, labels, valid = (_level_after_level(part, sizes) for part in (logits, labels, valid))
-            by_level = {"level_sizes": [len(matched) * size for size in sizes]}
+            by_level = {"level_sizes": [len(matched_idxs) * size for size in sizes]}
         else:
             logits, labels, valid = logits.flatten(0, 1), labels.flatten(), valid.flatten()
         one_hot = labels[:, None] == torch.arange(self.num_classes, device=labels.device)
         with torch.no_grad():
             ce = F.binary_cross_entropy_with_logits(logits.float(), one_hot.float(), reduction="none").mean(1)
-            ce = (ce * valid).sum() / valid.sum().clamp(min=1)
+            ce = _mean(ce, valid)
         return {"loss_cls": self.loss(logits, one_hot, valid, **by_level), "ce": ce}
 
 
@@ -66,20 +68,15 @@ class RegressionHead(torchvision_retinanet.RetinaNetRegressionHead):
         self.loss = loss
 
     def compute_loss(
-        self, targets: Targets, head_outputs: dict[str, Any], anchors: list[Tensor], matched_idxs: list[Tensor]
+        self, targets: Targets, head_outputs: dict[str, Any], anchors: list[Tensor], matched_idxs: Tensor
     ) -> dict[str, Tensor]:
-        offsets, wanted, found = [], [], []
-        for target, output, anchor, match in zip(
-            targets, head_outputs["bbox_regression"], anchors, matched_idxs, strict=True
-        ):
-            foreground = torch.where(match >= 0)[0]
-            found.append(foreground)
-            offsets.append(output[foreground])
-            wanted.append(self.box_coder.encode_single(target["boxes"][match[foreground]], anchor[foreground]))
-        x, y, by_level = torch.cat(offsets), torch.cat(wanted), {}
+        image, place = torch.where(matched_idxs >= 0)
+        boxes = padded([target["boxes"] for target in targets])[image, matched_idxs[image, place]]
+        x = head_outputs["bbox_regression"][image, place]
+        y, by_level = self.box_coder.encode_single(boxes, anchors[0][place]), {}
         if _knows_levels(self.loss):
             ends = torch.tensor(head_outputs["level_sizes"], device=x.device).cumsum(0)
-            level = torch.bucketize(torch.cat(found), ends, right=True)
+            level = torch.bucketize(place, ends, right=True)
             order = level.argsort(stable=True)
             x, y = x[order], y[order]
             by_level = {"level_sizes": torch.bincount(level, minlength=len(ends)).tolist()}
@@ -101,7 +98,7 @@ class Head(torchvision_retinanet.RetinaNetHead):
         return outputs
 
     def compute_loss(
-        self, targets: Targets, head_outputs: dict[str, Any], anchors: list[Tensor], matched_idxs: list[Tensor]
+        self, targets: Targets, head_outputs: dict[str, Any], anchors: list[Tensor], matched_idxs: Tensor
     ) -> dict[str, Tensor]:
         return {
             **self.classification_head.compute_loss(targets, head_outputs, matched_idxs),
@@ -121,23 +118,27 @@ class RetinaNet(torchvision_retinanet.RetinaNet):
         num_classes: int,
         cls_loss: Loss,
         box_loss: Loss,
-        prior: float,
+        prior: float | None,
         base_sizes: tuple[int, ...],
-        min_size: int,
-        max_size: int,
+        transform: InputTransform,
         norm_layer: Callable[..., nn.Module] | None,
     ) -> None:
-        """`base_sizes`: anchor side in pixels per pyramid level; 3 scales x 3 ratios are made of each."""
-        if not isinstance(prior, int | float) or not 0 < prior < 1:
-            raise ValueError(f"loss.prior={prior}: must lie in (0, 1); 0.5 starts without a bias")
+        """`base_sizes`: anchor side in pixels per pyramid level; 3 scales x 3 ratios are made of each.
+
+        `prior`: probability of foreground that the initial bias amounts to; None for no bias.
+        """
+        prior = check_losses(cls_loss, box_loss, prior)
+        if getattr(cls_loss, "exclusive", False):
+            raise ValueError(
+                "loss.cls: is a softmax over the classes and background, which RetinaNet does not predict; "
+                "choose another loss/cls, or model=faster_rcnn_r50"
+            )
         scales = [tuple(round(size * 2 ** (octave / 3)) for octave in range(3)) for size in base_sizes]
         anchors = AnchorGenerator(tuple(scales), ((0.5, 1.0, 2.0),) * len(base_sizes))
         channels, per_place = cast(int, backbone.out_channels), anchors.num_anchors_per_location()[0]
         super().__init__(
             backbone,
             num_classes,
-            min_size=min_size,
-            max_size=max_size,
             anchor_generator=anchors,
             head=Head(
                 ClassificationHead(channels, per_place, num_classes, cls_loss, prior, norm_layer),
@@ -145,15 +146,34 @@ class RetinaNet(torchvision_retinanet.RetinaNet):
             ),
             detections_per_img=100,  # what COCO scores
         )
+        self.transform = transform
+
+    def compute_loss(self, targets: Targets, head_outputs: dict[str, Any], anchors: list[Tensor]) -> dict[str, Tensor]:
+        boxes = [target["boxes"] for target in targets]
+        crowds = [target.get("crowds", target["boxes"][:0]) for target in targets]
+        rule = self.proposal_matcher
+        matched = match(boxes, crowds, anchors[0], rule.high_threshold, rule.low_threshold)
+        return self.head.compute_loss(targets, head_outputs, anchors, matched)
 
 
-class ShrinkOnly(GeneralizedRCNNTransform):
-    """torchvision's input transform, which would also enlarge small images to a common side."""
+def check_losses(cls_loss: Loss | None, box_loss: Loss | None, prior: float | None) -> float:
+    """The prior, 0.5 (a bias of zero) for None; ValueError when it is no probability, or a loss is missing."""
+    if cls_loss is None or box_loss is None:
+        raise ValueError("loss: this model brings none of its own; choose another than loss=stock")
+    if prior is None:
+        return 0.5
+    if not isinstance(prior, int | float) or not 0 < prior < 1:
+        raise ValueError(f"loss.prior={prior}: must lie in (0, 1); null starts without a bias")
+    return prior
 
-    def resize(self, image: Tensor, target: dict[str, Tensor] | None) -> tuple[Tensor, dict[str, Tensor] | None]:
-        if max(image.shape[-2:]) <= self.max_size:
-            return image, target
-        return super().resize(image, target)
+
+def _mean(values: Tensor, valid: Tensor) -> Tensor:
+    """This worker's share of the mean over the valid values of all workers: the shares' mean is that mean."""
+    number = valid.sum()
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(number)
+        number = number / dist.get_world_size()
+    return (values * valid).sum() / number.clamp(min=1)
 
 
 def _knows_levels(loss: Loss) -> bool:
@@ -166,32 +186,28 @@ def _level_after_level(part: Tensor, sizes: list[int]) -> Tensor:
     return torch.cat([level.flatten(0, 1) for level in part.split(sizes, dim=1)])
 
 
-def _labels(labels: Tensor, match: Tensor) -> Tensor:
-    """Class of the box each anchor is matched to (A,), -1 where there is none."""
-    if not len(labels):
-        return torch.full_like(match, -1)
-    return labels[match.clamp(min=0)].where(match >= 0, -1)
-
-
-def retinanet_tiny(num_classes: int, cls_loss: Loss, box_loss: Loss, prior: float, max_size: int = 320) -> RetinaNet:
+def retinanet_tiny(
+    num_classes: int, cls_loss: Loss, box_loss: Loss, prior: float | None, max_size: int = 320
+) -> RetinaNet:
     """0.6 million parameters, three levels, anchors of 12 to 76 pixels; trains from nothing in minutes.
 
     Images keep their size unless their long side exceeds `max_size` pixels.
     """
-    model = RetinaNet(TinyFPN(), num_classes, cls_loss, box_loss, prior, (12, 24, 48), max_size, max_size, group_norm)
-    model.transform = ShrinkOnly(max_size, max_size, model.transform.image_mean, model.transform.image_std)
-    return model
+    transform = InputTransform(None, max_size)
+    return RetinaNet(TinyFPN(), num_classes, cls_loss, box_loss, prior, (12, 24, 48), transform, group_norm)
 
 
-def retinanet_r50(
+def retinanet(
+    backbone: ResNet,
     num_classes: int,
     cls_loss: Loss,
     box_loss: Loss,
-    prior: float,
+    prior: float | None,
     weights: str | None = None,
-    min_size: int = 800,
+    min_size: int | list[int] = 800,
     max_size: int = 1333,
 ) -> RetinaNet:
-    """The paper's network: ResNet-50 with FPN, P3 to P7. `weights`: see `resnet50_fpn`."""
-    sizes = (32, 64, 128, 256, 512)
-    return RetinaNet(resnet50_fpn(weights), num_classes, cls_loss, box_loss, prior, sizes, min_size, max_size, None)
+    """The paper's network: a ResNet with FPN, P3 to P7. `weights`: see `resnet_fpn`."""
+    transform, sizes = InputTransform(min_size, max_size), (32, 64, 128, 256, 512)
+    pyramid = resnet_fpn(backbone, weights, "P3-P7")
+    return RetinaNet(pyramid, num_classes, cls_loss, box_loss, prior, sizes, transform, None)

@@ -1,0 +1,97 @@
+"""`ghm data check`: every annotation and every pixel of a folder, before hours are spent on it."""
+
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from omegaconf import DictConfig
+
+from ghm.data import Data, DetectionDataset
+from ghm.parts import build
+
+SHOWN = 12  # images on the contact sheet
+
+
+class Summary(NamedTuple):
+    """Counts of one split; `sides` are percentiles 5, 50 and 95 of the boxes' sides, sqrt(area), in pixels."""
+
+    images: int
+    empty: int
+    boxes: int
+    crowds: int
+    per_class: dict[str, int]
+    sizes: dict[str, int]  # small, medium, large, as COCO counts them
+    sides: tuple[float, float, float]
+
+
+def run(cfg: DictConfig) -> tuple[dict[str, Summary], Path]:
+    """Check the folder `cfg.data`, whole: annotations, headers, and each image to its last byte.
+
+    Returns a summary of train and val, and the path of a sheet of annotated images. ValueError names the
+    damaged images, up to ten of them.
+    """
+    cfg.data.root = None if cfg.data.root is None else str(Path(cfg.cwd) / cfg.data.root)
+    data: Data = build(cfg, "data")
+    splits = {"train": data.train, "val": data.val}
+    faults = [fault for dataset in splits.values() for fault in _decode(dataset)]
+    if faults:
+        more = f" (and {len(faults) - 10} more)" if len(faults) > 10 else ""
+        raise ValueError("; ".join(faults[:10]) + more)
+    sheet = _sheet(data.train, Path(cfg.cwd) / cfg.dir / "contact_sheet.png")
+    return {name: summarize(dataset) for name, dataset in splits.items()}, sheet
+
+
+def summarize(dataset: DetectionDataset) -> Summary:
+    coco = dataset.coco
+    crowds = [a for a in coco.anns.values() if a["iscrowd"]]
+    objects = [a for a in coco.anns.values() if not a["iscrowd"]]
+    counts = Counter(a["category_id"] for a in objects)
+    areas = np.array([a["area"] for a in objects])
+    sides = np.percentile(np.sqrt([a["bbox"][2] * a["bbox"][3] for a in objects] or [0.0]), (5, 50, 95))
+    return Summary(
+        images=len(dataset),
+        empty=sum(not coco.imgToAnns[image] for image in dataset.image_ids),
+        boxes=len(objects),
+        crowds=len(crowds),
+        per_class={name: counts[i] for i, name in zip(dataset.category_ids, dataset.class_names, strict=True)},
+        sizes={
+            "small": int((areas < 32**2).sum()),
+            "medium": int(((areas >= 32**2) & (areas < 96**2)).sum()),
+            "large": int((areas >= 96**2).sum()),
+        },
+        sides=tuple(sides.tolist()),
+    )
+
+
+def _decode(dataset: DetectionDataset) -> list[str]:
+    """What is wrong with the images that cannot be read."""
+
+    def fault(image_id: int) -> str | None:
+        try:
+            dataset.pixels(image_id)
+        except ValueError as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor(4) as threads:
+        return [found for found in threads.map(fault, dataset.image_ids) if found]
+
+
+def _sheet(dataset: DetectionDataset, path: Path) -> Path:
+    """Images spread evenly over the data, with their true boxes."""
+    from ghm.report.detections import contact_sheet  # plotting takes a second to import
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    places = np.linspace(0, len(dataset) - 1, min(SHOWN, len(dataset))).round().astype(int)
+    ids = [dataset.image_ids[place] for place in places]
+    annotations: list[list[dict[str, Any]]] = [dataset.coco.imgToAnns[image_id] for image_id in ids]
+    names = dict(zip(dataset.category_ids, dataset.class_names, strict=True))
+    return contact_sheet(
+        [dataset.pixels(image_id) for image_id in ids],
+        [[tuple(a["bbox"]) for a in each] for each in annotations],
+        [[names[a["category_id"]] for a in each] for each in annotations],
+        [dataset.coco.imgs[image_id]["file_name"] for image_id in ids],
+        path,
+    )
