@@ -131,8 +131,7 @@ def _download(url: str, place: Path, md5: str, attempts: int, wait: wait_base) -
 
 def _ask(url: str, partial: Path, memory: Path) -> None:
     """One request, for the bytes that are missing; returns when the file is as long as the server announced."""
-    version, size = _recall(memory)
-    done = _size(partial)
+    (version, size), done = _recall(memory), _size(partial)
     if 0 < done == size:
         return
     headers = {"Accept-Encoding": "identity"}
@@ -226,12 +225,11 @@ def _unpack(place: Path, root: Path, folder: str) -> None:
     shutil.rmtree(aside, ignore_errors=True)  # of an attempt that was killed
     try:
         with zipfile.ZipFile(place) as archive:
-            members = archive.infolist()
-            for member in members:
+            for member in archive.infolist():
                 parts, kind = PurePosixPath(member.filename).parts, stat.S_IFMT(member.external_attr >> 16)
                 if parts[:1] != (folder,) or ".." in parts or kind not in (0, stat.S_IFREG, stat.S_IFDIR):
                     raise ValueError(f"{place}: {member.filename!r} is no plain file in {folder}/; remove the archive")
-            size = sum(member.file_size for member in members)
+            size = sum(member.file_size for member in archive.infolist())
             if size > INFLATION * _size(place):
                 raise ValueError(f"{place}: would unpack to {decimal(size)}, which no data set does; remove it")
             _need(root, size)

@@ -25,7 +25,7 @@ def plain_losses():
 
 def start(images, losses=ghm_losses, seed=0, epochs=3, batch_size=2, schedule=one_cycle, rate=2e-3):
     """A small run, fresh: its state and its data."""
-    loader = train_loader(shapes(images, 1, image_size=48, max_objects=2, seed=0).train, batch_size, 0, 0, 0, 1)
+    loader = train_loader(shapes(images, 1, image_size=48, max_objects=2, seed=0).train, batch_size, 0, 0)
     torch.manual_seed(seed)
     model = retinanet_tiny(4, *losses(), 0.01)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
@@ -34,8 +34,9 @@ def start(images, losses=ghm_losses, seed=0, epochs=3, batch_size=2, schedule=on
     return RunState(model, optimizer, scheduler), loader
 
 
-def go(state, loader, first, last, clip_grad=35.0):
-    return fit(state.model, loader, state.optimizer, state.scheduler, CPU, 0, first, last, clip_grad)
+def go(state, loader, first, last, clip_grad=35.0, **options):
+    state.epoch = first
+    return fit(state, loader, CPU, 0, last, clip_grad=clip_grad, **options)
 
 
 def values(result):
@@ -66,11 +67,13 @@ def test_an_epoch_reports_every_value_by_its_name():
             "train/ce",
             "train/lr",
             "time/images_per_s",
+            "time/input_wait",
         }
         assert all(type(value) is float for value in result.metrics.values())
         parts = result.metrics["train/loss_cls"] + result.metrics["train/loss_box"]
         assert result.metrics["train/loss"] == pytest.approx(parts, rel=1e-5)
         assert result.metrics["time/images_per_s"] > 0
+        assert 0 <= result.metrics["time/input_wait"] < 1
 
 
 @pytest.mark.parametrize("schedule", [one_cycle, multi_step])
@@ -119,12 +122,16 @@ class Line(nn.Module):
         return self.losses(self.weight, [int(target["image_id"]) for target in targets])
 
 
-def fit_line(losses, images=4, batch_size=1, clip_grad=None, epochs=1, rate=1.0):
+def line(losses, rate=1.0, epochs=1, steps=1, **schedule):
     model = Line(losses)
     optimizer = torch.optim.SGD(model.parameters(), lr=rate)
-    loader = train_loader(shapes(images, 1, image_size=32).train, batch_size, 0, 0, 0, 1)
-    scheduler = multi_step(optimizer, epochs, len(loader), milestones=[])
-    return model, list(fit(model, loader, optimizer, scheduler, CPU, 0, 0, epochs, clip_grad))
+    return RunState(model, optimizer, multi_step(optimizer, epochs, steps, **({"milestones": []} | schedule)))
+
+
+def fit_line(losses, images=4, batch_size=1, clip_grad=None, epochs=1, rate=1.0):
+    loader = train_loader(shapes(images, 1, image_size=32).train, batch_size, 0, 0)
+    state = line(losses, rate, epochs, len(loader))
+    return state.model, list(fit(state, loader, CPU, 0, epochs, clip_grad=clip_grad))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -138,12 +145,11 @@ def test_a_loss_that_is_not_finite_names_the_images(bad):
 
 
 def test_a_loss_that_is_not_finite_moves_no_weight():
-    model = Line(lambda weight, ids: {"loss_cls": weight * float("nan")})
-    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    loader = train_loader(shapes(2, 1, image_size=32).train, 2, 0, 0, 0, 1)
+    state = line(lambda weight, ids: {"loss_cls": weight * float("nan")})
+    loader = train_loader(shapes(2, 1, image_size=32).train, 2, 0, 0)
     with pytest.raises(FloatingPointError):
-        list(fit(model, loader, optimizer, multi_step(optimizer, 1, 1, []), CPU, 0, 0, 1, None))
-    assert model.weight.item() == 0
+        list(fit(state, loader, CPU, 0, 1))
+    assert state.model.weight.item() == 0
 
 
 def test_only_what_is_called_a_loss_is_minimised():
@@ -176,13 +182,10 @@ def test_each_epoch_has_an_order_of_its_own():
 
 
 def test_the_rate_steps_with_the_optimizer():
-    model = Line(lambda weight, ids: {"loss_cls": -weight})
-    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    loader = train_loader(shapes(4, 1, image_size=32).train, 2, 0, 0, 0, 1)
-    scheduler = multi_step(optimizer, 2, 2, milestones=[1], gamma=0.1)
-    results = list(fit(model, loader, optimizer, scheduler, CPU, 0, 0, 2, None))
+    state = line(lambda weight, ids: {"loss_cls": -weight}, epochs=2, steps=2, milestones=[1], gamma=0.1)
+    results = list(fit(state, train_loader(shapes(4, 1, image_size=32).train, 2, 0, 0), CPU, 0, 2))
     # Two steps at 1, two at 0.1; what is reported is the rate of the step to come.
-    assert model.weight.item() == pytest.approx(2.2)
+    assert state.model.weight.item() == pytest.approx(2.2)
     assert [result.metrics["train/lr"] for result in results] == pytest.approx([0.1, 0.1])
 
 

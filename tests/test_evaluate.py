@@ -94,10 +94,10 @@ def test_classes_have_cocos_own_numbers_or_none(known):
 def test_mistakes_add_up_to_the_score(known, iou):
     coco, found, _ = known
     judgement = judge(coco, found)
-    aps = []
+    images, aps = judgement.mistakes(iou), []
     for row in judgement.per_class:
         flags, objects = [], 0
-        for image in judgement.mistakes(iou):
+        for image in images:
             flags += [(one.score, one.verdict) for one in image.found if one.category_id == row["category_id"]]
             own = [truth.verdict for truth in image.truths if truth.category_id == row["category_id"]]
             objects += sum(verdict != "ignored" for verdict in own)

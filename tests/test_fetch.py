@@ -1,6 +1,7 @@
 """Fetching against a server of our own that can be told to misbehave, request by request."""
 
 import dataclasses
+import errno
 import fcntl
 import hashlib
 import http.server
@@ -59,7 +60,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self):
         fault = self.server.always | (self.server.faults.pop(0) if self.server.faults else {})
-        asked = SimpleNamespace(path=self.path, range=self.headers["Range"], sent=0)
+        asked = SimpleNamespace(range=self.headers["Range"], encoding=self.headers["Accept-Encoding"], sent=0)
         self.server.asked.append(asked)
         time.sleep(fault.get("stall", 0))
         body = self.server.files.get(self.path)
@@ -172,17 +173,22 @@ def test_coco_is_fetched_from_its_addresses_into_its_folders(server, root, monke
         "/zips/val2017.zip": {"val2017/2.jpg": noise(800)},
         "/zips/test2017.zip": {"test2017/3.jpg": noise(700)},
     }
-    server.files = {path: packed(files) for path, files in contents.items()}
+    server.files = {f"/mirror{path}": packed(files) for path, files in contents.items()}
     for table in ("TRAINVAL2017", "TEST2017"):
         ours = [
-            dataclasses.replace(one, md5=hashlib.md5(server.files[f"/{one.path}"]).hexdigest())
+            dataclasses.replace(one, md5=hashlib.md5(server.files[f"/mirror/{one.path}"]).hexdigest())
             for one in getattr(fetch, table)
         ]
         monkeypatch.setattr(fetch, table, tuple(ours))
-    fetch.coco2017(root, test, base=f"{server.url}/")
+    fetch.coco2017(root, test, base=f"{server.url}/mirror/")
     wanted = [files for path, files in contents.items() if test or "test" not in path]
     assert tree(root) == {name: content for files in wanted for name, content in files.items()}
     assert len(server.asked) == len(wanted)
+    for folder in root.iterdir():
+        folder.rename(root.parent / folder.name)
+    fetch.coco2017(root, test, keep=True, base=f"{server.url}/mirror")
+    kept = {Path(path).name: server.files[f"/mirror{path}"] for path in contents if test or "test" not in path}
+    assert {name: content for name, content in tree(root).items() if name.endswith(".zip")} == kept
 
 
 def test_the_known_checksums_are_those_of_the_public_archives():
@@ -248,6 +254,27 @@ def test_the_next_call_asks_only_for_the_rest(one, root):
     assert tree(root) == FILES
     assert one.ranges == ["bytes=4000-"]
     assert one.sent == len(BODY) - 4000
+
+
+def test_only_what_comes_new_counts_as_getting_on(one, root):
+    begin(one, root)
+    one.always = {"status": 503}
+    with pytest.raises(ValueError, match="503"):
+        get(one, root, VAL, attempts=3)
+    assert len(one.asked) == 3
+
+
+def test_a_piece_of_the_rest_is_taken_as_a_piece(one, root):
+    begin(one, root)
+    one.faults = [{"lie": -2000}]
+    get(one, root, VAL)
+    assert tree(root) == FILES
+    assert one.ranges == ["bytes=4000-", f"bytes={len(BODY) - 2000}-"]
+
+
+def test_the_server_is_asked_for_the_file_as_it_is(one, root):
+    get(one, root, VAL)
+    assert [request.encoding for request in one.asked] == ["identity"]
 
 
 def test_ctrl_c_leaves_the_beginning_for_the_next_call(one, root, monkeypatch):
@@ -564,6 +591,15 @@ def test_a_root_that_is_a_file_is_named(one, tmp_path):
         get(one, tmp_path / "file", VAL)
 
 
+def test_a_disk_that_is_full_after_all_is_named(one, root, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ValueError, match=f"^root={root}: .*No space left on device; choose a folder with room"):
+        get(one, root, VAL)
+
+
 def test_two_at_once_in_a_folder_are_refused(one, root):
     (root / ".fetched").mkdir(parents=True)
     with (root / ".fetched" / "lock").open("w") as lock:
@@ -648,9 +684,20 @@ def test_a_bomb_that_lies_about_its_size_is_cut_off(server, root):
     assert tree(root) == {"val2017.zip": body}
 
 
-@pytest.mark.parametrize("body", [b"no zip", BODY[:-30], BODY.replace(noise(3500, 1)[:50], bytes(50))])
+TEXT = packed({"val2017/1.json": b"".join(b"%d," % number for number in range(3000))})
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"no zip",
+        BODY[:-30],
+        BODY.replace(noise(3500, 1)[:50], bytes(50)),  # its CRC tells
+        TEXT[:60] + b"\xff" * 50 + TEXT[110:],  # cannot be unpacked
+    ],
+    ids=["text", "cut", "changed", "garbled"],
+)
 def test_a_damaged_zip_leaves_nothing_half_unpacked(server, root, body):
-    assert body != BODY
     server.files["/zips/val2017.zip"] = body
     with pytest.raises(ValueError, match=f"^{root}/val2017.zip: not a readable zip .*; remove it"):
         get(server, root, archive(body))
@@ -661,7 +708,8 @@ def test_a_damaged_zip_leaves_nothing_half_unpacked(server, root, body):
 # What is said
 
 
-def test_off_a_terminal_each_tenth_is_a_line(one, root, capsys):
+def test_off_a_terminal_each_tenth_is_a_line(one, root, monkeypatch, capsys):
+    monkeypatch.setattr(fetch, "CHUNK", 100)
     get(one, root, VAL)
     lines = capsys.readouterr().out.splitlines()
     said = [line for line in lines if line.startswith("val2017.zip: ") and "% of 9.9 kB" in line]
@@ -681,6 +729,8 @@ def test_a_resumed_file_counts_from_where_it_broke(one, root, capsys):
 
 
 def test_on_a_terminal_there_is_a_bar(one, root, monkeypatch, capsys):
+    begin(one, root)
+    capsys.readouterr()
     screen = io.StringIO()
     monkeypatch.setattr(fetch, "Console", lambda: Console(file=screen, force_terminal=True, width=100))
     get(one, root, VAL)

@@ -1,7 +1,6 @@
 """Feature pyramids under the detectors."""
 
 import os
-import pickle
 from collections import OrderedDict
 from collections.abc import Mapping
 from functools import partial
@@ -81,7 +80,7 @@ def _read(name: str, weights: str) -> Mapping[str, Any]:
     except FileNotFoundError as error:
         names = ", ".join(get_model_weights(name).__members__)
         raise ValueError(f"weights={weights}: no such file; give the path of one, or one of {names}") from error
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except Exception as error:  # what is no state dict makes the unpickler fail in any way
         raise _not_a_state_dict(weights, error) from error
 
 
