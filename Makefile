@@ -16,9 +16,10 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Ratios side by side, see docs/losses.md; a few minutes, on a machine that does nothing else.
+# Ratios side by side, see docs/losses.md and docs/training.md; ten minutes, on a machine that does nothing else.
 bench: $(VENV)/installed
 	$(BIN)/python -m tests.bench.losses
+	$(BIN)/python -m tests.bench.training
 
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .

@@ -8,6 +8,7 @@ stored; random numbers and the order of the data follow from the run's seed and 
 import logging
 import os
 import shutil
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,9 @@ class RunState:
 def read(path: Path) -> dict[str, Any]:
     """The content of a checkpoint; only tensors and plain values are unpickled. ValueError for another file."""
     try:
+        with zipfile.ZipFile(path) as file:  # torch does not compare the checksums it writes
+            if (damaged := file.testzip()) is not None:
+                raise ValueError(f"{damaged} does not have its checksum")
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what is no checkpoint makes the unpickler fail in any way
         reason = " ".join(str(error).split())[:200]

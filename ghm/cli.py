@@ -78,7 +78,10 @@ def _end(error: BaseException, traced: bool = False) -> NoReturn:
     if traced:
         traceback.print_exception(error)
     if isinstance(error, KeyboardInterrupt):
-        _stop(INTERRUPTED, "interrupted; the same command continues a sweep, and a run with dir=ITS_FOLDER added")
+        _stop(
+            INTERRUPTED,
+            "interrupted; the same command continues a sweep or a download, and a run with dir=ITS_FOLDER added",
+        )
     if isinstance(error, ValueError | HydraException | OmegaConfBaseException):
         _stop(BAD_INPUT, _one_line(error))
     if not traced and not isinstance(error, SweepFailed):  # its trials have recorded theirs
@@ -161,7 +164,10 @@ def _fetch_data() -> None:
         OmegaConf.from_dotlist(given),
     )
     if unknown := options.keys() - {"root", "test", "keep"}:
-        raise ValueError(f"{min(unknown)}=...: is not an option; there are root, test and keep")
+        raise ValueError(f"{min(unknown)}={options[min(unknown)]}: is not an option; there are root, test and keep")
+    for key in ("test", "keep"):
+        if not isinstance(options[key], bool):
+            raise ValueError(f"{key}={options[key]}: must be true or false")
     fetch.coco2017(Path(options.root), test=options.test, keep=options.keep)
     print(f"Ready: ghm train data=coco2017 data.root={options.root}")
 

@@ -123,14 +123,18 @@ def _clip(state: RunState, clip_grad: float | None) -> Tensor | bool:
 
 
 def _step(state: RunState) -> None:
+    taken = True
     if state.scaler is None:
         state.optimizer.step()
-    else:  # leaves the step out when the gradient overflowed
+    else:  # leaves the step out when the gradient overflowed, and scales the next one less
+        before = state.scaler.get_scale()
         state.scaler.step(state.optimizer)
         state.scaler.update()
+        taken = state.scaler.get_scale() >= before
     state.optimizer.zero_grad(set_to_none=True)
-    state.scheduler.step()
-    if state.average is not None:
+    if taken:
+        state.scheduler.step()
+    if taken and state.average is not None:
         state.average.update_parameters(state.model)
 
 

@@ -186,8 +186,7 @@ def _size(path: Path) -> int:
 
 
 def _need(root: Path, size: int) -> None:
-    free = shutil.disk_usage(root).free
-    if free < size:
+    if (free := shutil.disk_usage(root).free) < size:
         raise ValueError(f"root={root}: needs {decimal(size)}, has {decimal(free)}; make room or choose another")
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
-from ghm.checkpoint import RunState
+from ghm.checkpoint import RunState, keep, read, restore
 from ghm.losses import GHMC
 from ghm.schedule import multi_step, one_cycle
 
@@ -143,3 +144,118 @@ def test_a_file_for_another_model_is_refused(tmp_path):
     other.model = nn.Linear(2, 2)
     with pytest.raises(RuntimeError, match="Missing key"):
         other.load(tmp_path / "last.pt")
+
+
+# Several checkpoints in a folder
+
+
+def kept(folder):
+    return {path.name for path in folder.iterdir()}
+
+
+def epochs(folder, count, keep_last=2, best=()):
+    state = run(0)
+    for epoch in range(1, count + 1):
+        train(state, [epoch])
+        state.epoch = epoch
+        keep(state, folder, keep_last, is_best=epoch in best)
+    return state
+
+
+def test_the_newest_and_the_best_are_kept(tmp_path):
+    epochs(tmp_path, 5, keep_last=2, best=(1, 3))
+    assert kept(tmp_path) == {"epoch-0004.pt", "epoch-0005.pt", "last.pt", "best.pt"}
+    assert [read(tmp_path / name)["epoch"] for name in ("last.pt", "best.pt")] == [5, 3]
+
+
+def test_many_epochs_stay_in_order(tmp_path):
+    state = epochs(tmp_path, 2)
+    for epoch in (9, 10, 11, 99, 100):
+        state.epoch = epoch
+        keep(state, tmp_path, 3, is_best=False)
+    assert kept(tmp_path) == {"epoch-0011.pt", "epoch-0099.pt", "epoch-0100.pt", "last.pt"}
+
+
+def truncated(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flipped(path):
+    """One bit in the middle of the weights."""
+    content = bytearray(path.read_bytes())
+    place = content.index(read(path)["model"]["layer.weight"].numpy().tobytes())
+    content[place] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def emptied(path):
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [truncated, flipped, emptied])
+def test_a_damaged_newest_falls_back_to_the_one_before_with_a_warning(tmp_path, caplog, damage):
+    expected = epochs(tmp_path, 2).model.state_dict()
+    epochs(tmp_path, 3)
+    damage(tmp_path / "epoch-0003.pt")  # and last.pt, another name of the same file
+    state = run(1)
+    assert restore(state, tmp_path)
+    assert state.epoch == 2
+    assert all(torch.equal(value, expected[name]) for name, value in state.model.state_dict().items())
+    assert "epoch-0003.pt: cannot be read" in caplog.text
+    assert "falling back to the one before" in caplog.text
+
+
+def test_a_folder_in_which_nothing_can_be_read_is_not_begun_anew(tmp_path):
+    epochs(tmp_path, 2)
+    for path in tmp_path.glob("*.pt"):
+        path.write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"^dir=.*: holds 3 checkpoints, none of them readable"):
+        restore(run(0), tmp_path)
+
+
+def test_a_folder_without_checkpoints_starts_at_the_beginning(tmp_path):
+    state = run(0)
+    assert not restore(state, tmp_path)
+    assert not restore(state, tmp_path / "absent")
+    assert state.epoch == 0
+
+
+def test_last_alone_is_enough(tmp_path):
+    epochs(tmp_path, 2)
+    for path in tmp_path.glob("epoch-*.pt"):
+        path.unlink()
+    state = run(0)
+    assert restore(state, tmp_path)
+    assert state.epoch == 2
+
+
+def test_where_files_have_one_name_only_they_are_copied(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError("not supported")
+
+    monkeypatch.setattr("os.link", refuse)
+    epochs(tmp_path, 2, best=(2,))
+    assert kept(tmp_path) == {"epoch-0001.pt", "epoch-0002.pt", "last.pt", "best.pt"}
+    assert read(tmp_path / "last.pt")["epoch"] == 2
+
+
+def test_a_checkpoint_of_another_program_is_named(tmp_path):
+    torch.save({"model": {}}, tmp_path / "last.pt")
+    with pytest.raises(ValueError, match=r"last.pt: was not written by ghm train"):
+        run(0).load(tmp_path / "last.pt")
+
+
+def test_scale_and_average_come_back(tmp_path):
+    state, other = run(0), run(1)
+    for each in (state, other):
+        each.scaler, each.average = torch.amp.GradScaler("cpu"), AveragedModel(each.model)
+    state.scaler.scale(torch.ones(()))
+    state.scaler.update(128.0)
+    state.average.update_parameters(state.model)
+    state.recipe = {"model": {"_target_": "ghm.models.retinanet_tiny"}, "class_names": ["a"]}
+    state.save(tmp_path / "last.pt")
+    other.load(tmp_path / "last.pt")
+    assert other.scaler.get_scale() == 128
+    assert torch.equal(other.average.module.layer.weight, state.model.layer.weight)
+    assert other.average.n_averaged == 1
+    assert other.recipe == state.recipe

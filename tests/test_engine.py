@@ -1,12 +1,14 @@
 """The training loop: it learns, it can be interrupted, and it says what went wrong."""
 
+import threading
+
 import pytest
 import torch
 from torch import nn
 
 from ghm.checkpoint import RunState
 from ghm.data import shapes, train_loader
-from ghm.engine import fit
+from ghm.engine import fit, moving_average
 from ghm.losses import GHMC, GHMR, CrossEntropy, SmoothL1
 from ghm.models import retinanet_tiny
 from ghm.schedule import multi_step, one_cycle
@@ -192,3 +194,119 @@ def test_the_rate_steps_with_the_optimizer():
 def test_nothing_is_left_to_do_after_the_last_epoch():
     state, loader = start(2)
     assert list(go(state, loader, 3, 3)) == []
+
+
+@pytest.mark.parametrize("accumulate", [1, 2, 4])
+def test_a_step_in_parts_is_the_step_of_the_whole_batch(accumulate):
+    """Losses that are means over images: the mean over the parts is that of the whole."""
+    shown = []
+
+    def losses(weight, ids):
+        shown.append(ids)
+        return {"loss_cls": ((weight - torch.tensor(ids, dtype=torch.float32)) ** 2).mean()}
+
+    state = line(losses, rate=0.1, epochs=2, steps=2, milestones=[1])
+    loader = train_loader(shapes(8, 1, image_size=32).train, 4, 0, 0, accumulate=accumulate)
+    results = list(fit(state, loader, CPU, 0, 2, accumulate=accumulate))
+    assert len(shown) == 4 * accumulate
+    assert [result.step for result in results] == [2, 4]
+    weight, order = 0.0, [image for ids in shown for image in ids]
+    for step, rate in enumerate((0.1, 0.1, 0.01, 0.01)):  # the rate steps with the optimizer
+        weight -= rate * 2 * (weight - sum(order[4 * step : 4 * step + 4]) / 4)
+    assert state.model.weight.item() == pytest.approx(weight, rel=1e-5)
+
+
+def test_the_density_of_a_step_in_parts_is_that_of_the_whole_batch():
+    """GHM's averages, told of the parts, end where those of whole batches do."""
+    averages = []
+    for accumulate in (1, 2):
+        torch.manual_seed(0)
+        model = retinanet_tiny(4, GHMC(accumulation=accumulate), GHMR(accumulation=accumulate), None)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        state = RunState(model, optimizer, multi_step(optimizer, 1, 2, []))
+        loader = train_loader(shapes(8, 1, image_size=48).train, 4, 0, 0, accumulate=accumulate)
+        list(fit(state, loader, CPU, 0, 1, accumulate=accumulate))
+        averages.append({name: value for name, value in model.state_dict().items() if "average.counts" in name})
+    for name, value in averages[0].items():
+        torch.testing.assert_close(averages[1][name], value)
+
+
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+def test_reduced_precision_trains_and_keeps_weights_and_losses_in_full(amp):
+    # Of the plain losses: GHM's change a little where an example falls into another region.
+    state, loader = start(2, plain_losses, epochs=6)
+    state.scaler = torch.amp.GradScaler("cpu") if amp == "fp16" else None
+    seen = []
+    state.model.head.classification_head.register_forward_hook(lambda m, i, out: seen.append(out.dtype))
+    before = {name: value.clone() for name, value in state.model.named_parameters()}
+    first, *_ = go(state, loader, 0, 6, amp=amp)
+    assert set(seen) == {{"bf16": torch.bfloat16, "fp16": torch.float16}[amp]}
+    assert all(parameter.dtype == torch.float32 for parameter in state.model.parameters())
+    assert any(not torch.equal(value, before[name]) for name, value in state.model.named_parameters())
+    full, loader = start(2, plain_losses, epochs=6)
+    [expected] = go(full, loader, 0, 1)  # one step, before which nothing has diverged
+    assert first.metrics["train/loss"] == pytest.approx(expected.metrics["train/loss"], rel=0.01)
+    assert first.metrics["train/loss"] != expected.metrics["train/loss"]
+
+
+def test_a_gradient_that_overflows_float16_costs_a_step_and_not_the_run():
+    def losses(weight, ids):
+        return {"loss_cls": -weight * (1e38 if 1 in ids else 1.0)}  # times the scale of 65536: infinite
+
+    state = line(losses)
+    state.scaler = torch.amp.GradScaler("cpu")
+    list(fit(state, train_loader(shapes(4, 1, image_size=32).train, 1, 0, 0), CPU, 0, 1, clip_grad=1.0))
+    assert state.model.weight.item() == pytest.approx(3.0)
+    assert state.scaler.get_scale() == 65536 / 2
+
+
+@pytest.mark.parametrize("scale", [1.0, 65536.0])
+def test_a_gradient_that_is_not_finite_stops_the_run_before_its_step(scale):
+    class Cliff(torch.autograd.Function):
+        @staticmethod
+        def forward(context, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(context, gradient):
+            return gradient * float("nan")
+
+    state = line(lambda weight, ids: {"loss_cls": Cliff.apply(weight * scale)})
+    with pytest.raises(FloatingPointError, match=r"^the gradient is not finite in epoch 1 \(loss_cls=0\) on images"):
+        list(fit(state, train_loader(shapes(2, 1, image_size=32).train, 2, 0, 0), CPU, 0, 1, clip_grad=1.0))
+    assert state.model.weight.item() == 0
+
+
+def test_the_average_of_the_weights_follows_them():
+    state = line(lambda weight, ids: {"loss_cls": -weight})
+    state.average = moving_average(state.model, 0.5)
+    list(fit(state, train_loader(shapes(4, 1, image_size=32).train, 1, 0, 0), CPU, 0, 1))
+    # The weight is 1, 2, 3, 4 after its steps. Decay: the first is copied, then min(0.5, (1 + n) / (10 + n)).
+    expected = 1.0
+    for number, weight in ((1, 2.0), (2, 3.0), (3, 4.0)):
+        decay = min(0.5, (1 + number) / (10 + number))
+        expected = decay * expected + (1 - decay) * weight
+    assert state.average.module.weight.item() == pytest.approx(expected)
+    assert state.model.weight.item() == 4
+
+
+@pytest.mark.parametrize("decay", [0.0, 1.0, -0.1, float("nan")])
+def test_a_decay_that_is_none_is_named(decay):
+    with pytest.raises(ValueError, match=f"^ema={decay}: must lie in"):
+        moving_average(nn.Linear(1, 1), decay)
+
+
+def test_time_spent_waiting_for_images_is_told():
+    state = line(lambda weight, ids: {"loss_cls": weight})
+    loader = train_loader(shapes(4, 1, image_size=32).train, 1, 0, 0)
+    list(fit(state, loader, CPU, 0, 1))
+    read = loader.dataset.read
+
+    def slowly(entry):
+        event.wait(0.02)
+        return read(entry)
+
+    event, loader.dataset.read = threading.Event(), slowly
+    state.epoch = 0
+    [result] = fit(state, loader, CPU, 0, 1)
+    assert result.metrics["time/input_wait"] > 0.5

@@ -288,7 +288,8 @@ def test_rois_get_no_gradient(kind):
 @pytest.mark.parametrize("ratio", [2, -1])
 def test_no_rois_pool_nothing_and_pass_no_gradient_on(kind, ratio):
     maps = features(2, 3, 5, 5).requires_grad_()
-    pooled = ALIGNS[kind](maps, torch.zeros(0, 5), 1.0, 4, 2, ratio, False)
+    named = {"spatial_scale": 1.0, "pooled_height": 4, "pooled_width": 2, "sampling_ratio": ratio, "aligned": False}
+    pooled = ALIGNS[kind](maps, torch.zeros(0, 5), **named)
     assert pooled.shape == (0, 3, 4, 2)
     pooled.sum().backward()
     assert torch.equal(maps.grad, torch.zeros_like(maps))

@@ -39,7 +39,10 @@ def test_a_run_records_metrics_config_and_checkpoints(ghm):
     (run,) = recorded()
     assert run.info.status == "FINISHED"
     names = {"train/loss", "train/loss_cls", "train/loss_box", "train/ce", "time/images_per_s", "val/chance_AP50"}
-    names |= {f"val/{name}" for name in ("AP", "AP50", "AP60", "AP70", "AP75", "AP80", "AP90", "APs")}
+    names |= {
+        f"val/{name}"
+        for name in ("AR1", "AR10", "AR100", "ARs", "AP", "AP50", "AP60", "AP70", "AP75", "AP80", "AP90", "APs")
+    }
     assert names <= run.data.metrics.keys()
     assert all(math.isfinite(value) for value in run.data.metrics.values())
     assert steps(run, "train/loss") == [1, 2]
@@ -51,6 +54,51 @@ def test_a_run_records_metrics_config_and_checkpoints(ghm):
     saved = torch.load("runs/one/last.pt", weights_only=True)
     assert saved["epoch"] == 2
     assert saved["model"]["head.classification_head.loss.densities.0.average.counts"].sum() > 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("amp=bf16", "channels_last=false", "clip_grad=null"),
+        ("amp=fp16", "ema=0.99", "keep=1"),
+        ("accumulate=4", "schedule=mmdet_1x", "optimizer=sgd"),
+        ("data/augment=crop", "data.label_noise=0.2", "loss=focal"),
+        ("loss/cls=ghm_c", "loss.cls.scope=level", "loss.cls.levels=3", "loss.box.scope=level", "loss.box.levels=3"),
+    ],
+    ids=" ".join,
+)
+def test_every_option_of_training_trains(ghm, options):
+    assert ghm("train", "epochs=2", *SMALL, *options, "figures=false", "dir=runs/one") == 0
+    (run,) = recorded()
+    assert run.info.status == "FINISHED"
+    assert math.isfinite(run.data.metrics["train/loss"])
+    saved = torch.load("runs/one/last.pt", weights_only=True)
+    assert (saved["scaler"] is not None) == ("amp=fp16" in options)
+    assert (saved["average"] is not None) == ("ema=0.99" in options)
+    assert len(list(Path("runs/one").glob("epoch-*.pt"))) == (1 if "keep=1" in options else 2)
+
+
+def test_a_compiled_backbone_learns_the_same_and_its_checkpoint_is_any_others(ghm):
+    for name, compiled in (("plain", "false"), ("compiled", "true")):
+        options = ("optimizer=sgd", "figures=false", f"compile={compiled}", f"dir=runs/{name}")
+        assert ghm("train", "epochs=1", *SMALL, *options) == 0
+    plain, compiled = (torch.load(f"runs/{name}/last.pt", weights_only=True) for name in ("plain", "compiled"))
+    assert plain["model"].keys() == compiled["model"].keys()
+    assert compiled["metrics"]["train/loss"] == pytest.approx(plain["metrics"]["train/loss"], rel=1e-3)
+
+
+def test_table_7s_network_and_table_3s_rows_train_from_the_command_line(ghm):
+    tiny = ("batch_size=2", "data.train_images=2", "data.val_images=2", "data.image_size=64", "figures=false")
+    size = ("model.min_size=64", "model.max_size=96")
+    for model, loss in (
+        ("faster_rcnn_r50", "two_stage"),
+        ("faster_rcnn_r50", "ghm"),
+        ("stock_faster_rcnn_r50", "stock"),
+    ):
+        assert ghm("train", "epochs=1", f"model={model}", f"loss={loss}", *tiny, *size) == 0
+    for run in recorded():
+        names = {"train/loss_cls", "train/loss_box", "train/loss_objectness", "train/loss_rpn_box_reg", "train/ce"}
+        assert names <= run.data.metrics.keys()
 
 
 def test_a_run_continued_equals_one_never_stopped(ghm):

@@ -4,9 +4,9 @@ import contextlib
 import io
 import json
 import logging
-import math
+import os
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PureWindowsPath
 from typing import Any, Literal
 
 from pycocotools.coco import COCO
@@ -14,6 +14,7 @@ from pycocotools.coco import COCO
 Entry = dict[str, Any]
 log = logging.getLogger(__name__)
 
+FAR = 1e9  # pixels; neither NaN nor infinity is below
 # Keys that only files of other tasks have.
 OTHER_TASKS = {"caption": "captions", "segments_info": "panoptic segments", "score": "detections"}
 
@@ -53,13 +54,12 @@ def index(content: dict[str, Any]) -> COCO:
 
 def check_files(path: Path, coco: COCO, folder: Path) -> None:
     """Every image that the file at `path` lists lies in `folder`; ValueError names the first that does not."""
-    present = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
     images = coco.dataset["images"]
-    missing = [entry for entry in images if entry["file_name"] not in present]
+    missing = [entry for entry in images if not os.path.isfile(folder / entry["file_name"])]
     if missing:
         first = missing[0]
         raise ValueError(
-            f"{path}: image {first['id']} lists file_name={first['file_name']}, which is not in {folder} "
+            f"{path}: image {first['id']} lists file_name={first['file_name']!r}, which is not in {folder} "
             f"({len(missing)} of {len(images)} missing); add the files or drop their entries"
         )
 
@@ -108,8 +108,8 @@ def _check_entries(where: str, entries: list[Any], keys: dict[str, type]) -> Non
 
 def _check_image(where: str, image: Entry) -> None:
     name = image["file_name"]
-    parts = {*PurePosixPath(name).parts, *PureWindowsPath(name).parts}
-    if ".." in parts or PurePosixPath(name).is_absolute() or PureWindowsPath(name).is_absolute() or "\0" in name:
+    path = PureWindowsPath(name)  # to it, / and \ and C: all mean something
+    if ".." in path.parts or path.anchor or "\0" in name:
         raise ValueError(f"{where}: file_name={name!r}: leaves the folder of the images; correct it or drop the entry")
     if image["width"] < 1 or image["height"] < 1:
         raise ValueError(f"{where}: is {image['width']} x {image['height']} pixels; correct it or drop the entry")
@@ -125,6 +125,9 @@ def _sound(path: Path, content: dict[str, Any], drop: bool) -> list[Entry]:
         for kind, ids in (("image", images), ("category", categories)):
             if (value := annotation[f"{kind}_id"]) not in ids:
                 raise ValueError(f"{where}: {kind}_id={value} is not among the file's; correct it or drop the entry")
+        for key in ("area", "iscrowd"):
+            if not isinstance(value := annotation.get(key), int | float | None):
+                raise ValueError(f"{where}: {key}={value!r:.80}: must be a number; correct it or leave it out")
         if (fault := next(_faults(annotation["bbox"], images[annotation["image_id"]]), None)) is None:
             sound.append(annotation)
         elif drop:
@@ -139,7 +142,7 @@ def _sound(path: Path, content: dict[str, Any], drop: bool) -> list[Entry]:
 
 
 def _faults(box: list[Any], image: Entry) -> Iterator[str]:
-    if len(box) != 4 or not all(isinstance(side, int | float) and math.isfinite(side) for side in box):
+    if len(box) != 4 or not all(isinstance(side, int | float) and abs(side) < FAR for side in box):
         yield "is not x, y, width, height"
         return
     x, y, width, height = box
@@ -154,6 +157,8 @@ def _complete(annotations: list[Entry]) -> None:
     """Fill in what scoring needs. pycocotools takes id 0 for "matched with nothing", so ids start at 1."""
     first = min((annotation["id"] for annotation in annotations), default=1)
     for annotation in annotations:
-        annotation.setdefault("iscrowd", 0)
-        annotation.setdefault("area", annotation["bbox"][2] * annotation["bbox"][3])
+        if annotation.get("iscrowd") is None:
+            annotation["iscrowd"] = 0
+        if annotation.get("area") is None:
+            annotation["area"] = annotation["bbox"][2] * annotation["bbox"][3]
         annotation["id"] += max(1 - first, 0)

@@ -74,7 +74,7 @@ class DetectionDataset(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         image, target = tv_tensors.Image(self.read(entry)), self._target(entry)
         if self.augment is not None and seed is not None:
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
+                torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPU as well
                 image, target = self.augment(image, target)
             target = _usable(target)
         plain = {name: value.as_subclass(Tensor) for name, value in target.items()}
@@ -95,14 +95,20 @@ class DetectionDataset(Dataset[tuple[Tensor, dict[str, Tensor]]]):
             "labels": torch.tensor(labels, dtype=torch.int64),
         }
         if self.masks:
-            masks = [torch.from_numpy(self._mask(a)) for a in objects]
+            masks = [torch.from_numpy(self._mask(a, size)) for a in objects]
             target["masks"] = tv_tensors.Mask(torch.stack(masks) if masks else torch.zeros(0, *size, dtype=torch.uint8))
         return target
 
-    def _mask(self, annotation: dict[str, Any]) -> Any:
+    def _mask(self, annotation: dict[str, Any], size: tuple[int, int]) -> Any:
         if not annotation.get("segmentation"):
             raise ValueError(f"annotation {annotation['id']}: has no segmentation; this model learns from masks")
-        return self.coco.annToMask(annotation)
+        try:
+            mask = self.coco.annToMask(annotation)
+        except Exception as error:  # pycocotools raises what comes
+            raise ValueError(f"annotation {annotation['id']}: segmentation is of no known form; correct it") from error
+        if mask.shape != size:
+            raise ValueError(f"annotation {annotation['id']}: segmentation is not of its image's size; correct it")
+        return mask
 
 
 class Data(NamedTuple):

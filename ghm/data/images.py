@@ -8,11 +8,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
+from PIL.Image import Transpose
 from torch import Tensor
 
 # What Pillow and its decoders raise for files that are no images, or only the first part of one.
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+# By EXIF's orientation. `ImageOps.exif_transpose` also writes EXIF anew, and fails where some of it is odd.
+TURNS: dict[Any, Transpose] = {
+    2: Transpose.FLIP_LEFT_RIGHT,
+    3: Transpose.ROTATE_180,
+    4: Transpose.FLIP_TOP_BOTTOM,
+    5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_270,
+    7: Transpose.TRANSVERSE,
+    8: Transpose.ROTATE_90,
+}
 
 
 def read_image(path: Path, entry: dict[str, Any]) -> Tensor:
@@ -25,7 +36,8 @@ def read_image(path: Path, entry: dict[str, Any]) -> Tensor:
     try:
         with Image.open(path) as image:
             _check_size(path, entry, image)
-            upright = ImageOps.exif_transpose(image)
+            turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+            upright = image if turn is None else image.transpose(turn)
             chosen = upright if upright.size == (entry["width"], entry["height"]) else image
             return torch.from_numpy(_rgb(chosen)).permute(2, 0, 1).contiguous()
     except UNREADABLE as error:

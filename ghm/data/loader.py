@@ -24,7 +24,8 @@ class Batches(Sampler[list[tuple[int, int]]]):
 
     The images of a step do not depend on `world` or `accumulate`, which only share them out, nor does
     the seed by which an image is augmented: 1 worker with 4 images and 2 with 2 train on the same. A step
-    holds images of one kind, wide or high, but for what is left over at the end of each kind.
+    holds images of one kind, wide or high, but for what is left over at the end of each kind. Of that, what
+    makes no whole step joins others, as it may be too little to go round.
     """
 
     def __init__(
@@ -72,8 +73,9 @@ class Batches(Sampler[list[tuple[int, int]]]):
             left += kind[whole:]
         steps = [steps[place] for place in torch.randperm(len(steps), generator=generator).tolist()]
         steps += [left[start : start + self.batch_size] for start in range(0, len(left), self.batch_size)]
-        if len(steps) > 1 and len(steps[-1]) < self.world * self.accumulate:  # too few to go round
-            steps[-2] += steps.pop()
+        if len(steps) > 1 and len(steps[-1]) < self.batch_size:  # may be too few to go round
+            for place, index in enumerate(steps.pop()):
+                steps[place % len(steps)].append(index)
         return steps
 
 

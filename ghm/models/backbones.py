@@ -5,8 +5,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
-from urllib.error import URLError
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +51,8 @@ def resnet_fpn(name: ResNet, weights: str | None, levels: Literal["P3-P7", "P2-P
     own weights, as IMAGENET1K_V1: then BatchNorm is frozen, as are the stem and the first stage. Without
     it the network trains from nothing, with GroupNorm.
     """
+    if name not in get_args(ResNet):
+        raise ValueError(f"backbone={name}: must be one of {', '.join(get_args(ResNet))}")
     if weights is None:
         body, trainable = get_model(name, weights=None, norm_layer=partial(nn.GroupNorm, 32)), 5
     else:
@@ -69,7 +70,7 @@ def _read(name: str, weights: str) -> Mapping[str, Any]:
         url = known[weights].url
         try:
             return known[weights].get_state_dict(progress=False, check_hash=True, map_location="cpu", weights_only=True)
-        except (URLError, OSError, RuntimeError) as error:
+        except Exception as error:  # no network, or anything but a state dict in the cache
             cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
             raise ValueError(
                 f"weights={weights}: could not be fetched ({' '.join(str(error).split())[:200]}); "
@@ -90,6 +91,7 @@ def _load(body: nn.Module, state: Mapping[str, Any], weights: str) -> None:
         kept = {key: value for key, value in state.items() if not key.startswith("fc.")}
         # `assign`, so that a model on the meta device, built to check settings, checks this too.
         found = body.load_state_dict(kept, strict=False, assign=True)
+        body.float()  # whatever the file's precision
         missing = [key for key in found.missing_keys if not key.startswith("fc.")]
         wrong = [key for key in found.unexpected_keys if not key.endswith("num_batches_tracked")]
         if missing or wrong:

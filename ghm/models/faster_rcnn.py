@@ -58,12 +58,14 @@ class RoIHeads(roi_heads.RoIHeads):
         return [], {**self._classify(logits, labels), "loss_box": self.box_loss(offsets, wanted[found])}
 
     def _classify(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """`loss_cls`, and `ce`, the plain cross-entropy."""
+        """`loss_cls`, and `ce`, the plain cross-entropy; 0 where crowds leave nothing to sample."""
         if self.exclusive:
-            return {"loss_cls": self.cls_loss(logits, labels), "ce": F.cross_entropy(logits.detach().float(), labels)}
+            ce = F.cross_entropy(logits.detach().float(), labels, reduction="sum") / max(len(labels), 1)
+            return {"loss_cls": self.cls_loss(logits, labels), "ce": ce}
         logits, classes = logits[:, 1:], torch.arange(1, logits.shape[1], device=labels.device)
         one_hot = labels[:, None] == classes
-        ce = F.binary_cross_entropy_with_logits(logits.detach().float(), one_hot.float())
+        ce = F.binary_cross_entropy_with_logits(logits.detach().float(), one_hot.float(), reduction="sum")
+        ce = ce / max(one_hot.numel(), 1)
         return {"loss_cls": self.cls_loss(logits, one_hot), "ce": ce}
 
     def select_training_samples(self, proposals: list[Tensor], targets: Targets) -> Any:
@@ -84,11 +86,14 @@ class RoIHeads(roi_heads.RoIHeads):
         if self.exclusive:
             return super().postprocess_detections(class_logits, box_regression, proposals, image_shapes)
         sizes = [len(each) for each in proposals]
-        decoded = self.box_coder.decode(box_regression, proposals)[:, 1:].split(sizes)
+        # `decode` would forget the classes where there is no proposal.
+        decoded = self.box_coder.decode_single(box_regression, torch.cat(proposals)).unflatten(1, (-1, 4))
         results = []
-        for boxes, scores, shape in zip(decoded, class_logits[:, 1:].sigmoid().split(sizes), image_shapes, strict=True):
-            place, label = torch.where(scores > self.score_thresh)
-            boxes, scores = clip_boxes_to_image(boxes[place, label], shape), scores[place, label]
+        for boxes, logits, shape in zip(decoded.split(sizes), class_logits.split(sizes), image_shapes, strict=True):
+            scores, boxes = logits[:, 1:].sigmoid(), clip_boxes_to_image(boxes[:, 1:], shape)
+            sides = boxes[..., 2:] - boxes[..., :2]
+            place, label = torch.where((scores > self.score_thresh) & (sides >= 1e-2).all(dim=2))
+            boxes, scores = boxes[place, label], scores[place, label]
             kept = batched_nms(boxes, scores, label, self.nms_thresh)[: self.detections_per_img]
             results.append((boxes[kept], scores[kept], label[kept] + 1))
         return tuple(zip(*results, strict=True))
@@ -121,6 +126,9 @@ class FasterRCNN(FromZero, TorchvisionFasterRCNN):
         transform: InputTransform,
     ) -> None:
         p = check_losses(cls_loss, box_loss, prior)
+        for name, loss in (("cls", cls_loss), ("box", box_loss)):
+            if (scope := getattr(loss, "scope", "pooled")) != "pooled":
+                raise ValueError(f"loss.{name}.scope={scope}: boxes have no pyramid level here; set it to pooled")
         super().__init__(backbone, 1 + num_classes)
         self.transform = transform
         proposals, heads = cast(Any, self).rpn, cast(Any, self).roi_heads

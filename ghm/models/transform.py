@@ -16,9 +16,9 @@ class InputTransform(GeneralizedRCNNTransform):
     """
 
     def __init__(self, min_size: int | list[int] | None, max_size: int, **options: Any) -> None:
-        for name, value in (("min_size", min_size), ("max_size", max_size)):
-            sizes = value if isinstance(value, list) else [value]
-            if value is not None and not (sizes and all(isinstance(size, int) and size > 0 for size in sizes)):
+        several = min_size if isinstance(min_size, list) else [max_size if min_size is None else min_size]
+        for name, value, sizes in (("max_size", max_size, [max_size]), ("min_size", min_size, several)):
+            if not sizes or not all(isinstance(size, int) and size > 0 for size in sizes):
                 raise ValueError(f"{name}={value}: must be a whole number of pixels above 0")
         self.enlarge = min_size is not None
         super().__init__(max_size if min_size is None else min_size, max_size, MEAN, STD, **options)

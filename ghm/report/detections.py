@@ -180,7 +180,7 @@ def _sheet(panels: list[Panel], title: str, caption: str, legend: dict[str, dict
     side, head, foot = WIDTH / columns, 0.8 if caption else 0.5, 0.45 if legend else 0.1
     tall = [0.35 + side * max(min(panel.image.shape[0] / panel.image.shape[1], 1.0) for panel in row) for row in rows]
     height = head + sum(tall) + foot
-    with matplotlib.rc_context(STYLE | {"axes.grid": False}):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, height), dpi=144)
         renderer = FigureCanvasAgg(figure).get_renderer()
         figure.text(0.1 / WIDTH, 1 - 0.12 / height, title, va="top", fontsize=14)

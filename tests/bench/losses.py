@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from ghm.losses import ASL1, GHMC, GHMR, CrossEntropy, FocalLoss
 from ghm.losses.histogram import region_of
-from ghm.models import retinanet_r50, retinanet_tiny
+from ghm.models import retinanet, retinanet_tiny
 from tests.bench.yardsticks import RegionLoop, plain, weighing
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -89,7 +90,7 @@ def training_steps(device: str, rounds: int) -> dict[str, float]:
     target = {"boxes": corners.to(device), "labels": torch.tensor([0, 1], device=device)}
 
     def trainer(cls_loss: torch.nn.Module, box_loss: torch.nn.Module) -> Callable[[], None]:
-        build = retinanet_r50 if big else retinanet_tiny
+        build = partial(retinanet, "resnet50") if big else retinanet_tiny
         torch.manual_seed(0)
         model = build(80, cls_loss, box_loss, 0.01).to(device).train()
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)

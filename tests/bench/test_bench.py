@@ -1,5 +1,6 @@
 """The benchmark runs and measures what it says; how fast things are is not a test's to decide."""
 
+import os
 import re
 import subprocess
 import sys
@@ -10,18 +11,45 @@ import torch
 
 from ghm.losses import GHMC
 from tests.bench.yardsticks import RegionLoop, plain
+from tests.coco import write_folder
 from tests.losses.gradient import value_and_gradient
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_benchmark_prints_a_ratio_for_every_target():
-    command = [sys.executable, "-m", "tests.bench.losses", "--elements", "20000", "--rounds", "1", "--no-compile"]
-    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    printed = _printed("tests.bench.losses", "--elements", "20000", "--rounds", "1", "--no-compile")
     rows = re.findall(r"^\| (.*) \| ([\d.]+|nan) \| ([<>]= [\d.]+) \|$", printed, re.MULTILINE)
     assert len(rows) == 7
     assert {label for label, ratio, _ in rows if ratio == "nan"} == {"GHM-C compiled against BCE"}
     assert all(float(ratio) > 0 for _, ratio, _ in rows if ratio != "nan")
+
+
+def test_the_training_benchmark_prints_a_value_for_every_target():
+    printed = _printed("tests.bench.training", "--images", "32", "--rounds", "1")
+    rows = re.findall(r"^\| (.*) \| ([\d.]+) \| ([<>]= [\d.]+) \|$", printed, re.MULTILINE)
+    assert len(rows) == 6
+    shares = {label: float(value) for label, value, _ in rows if label.startswith("share")}
+    assert len(shares) == 2
+    assert all(0 < share < 1 for share in shares.values())
+    assert all(float(value) > 0 for label, value, _ in rows)
+
+
+def test_the_gpu_script_runs_whole_on_a_processor():
+    write_folder(Path("set"), images=3)
+    small = ("--size", "64", "--images", "2", "--rounds", "1", "--epochs", "1", "--seeds", "2", "--processes", "0")
+    where = ("--device", "cpu", "--data", str(Path("set").resolve()), "--elements", "20000")
+    printed = _printed("tests.bench.gpu", *where, *small)
+    assert len(re.findall(r"^\| .* \| [\d.]+ \| [<>]= [\d.]+ \|$", printed, re.MULTILINE)) == 6
+    assert len(re.findall(r"^\| (ours|torchvision) \| [\d.]+ \| [\d.]+ \|$", printed, re.MULTILINE)) == 2
+    assert re.search(r"[\d.]+% of the measured", printed)
+    assert len(re.findall(r"^\| (focal|ghm) \|( \d\.\d{3} ± \d\.\d{3} \|){3}$", printed, re.MULTILINE)) == 2
+
+
+def _printed(module: str, *arguments: str) -> str:
+    command = [sys.executable, "-m", module, *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
 
 
 @pytest.mark.parametrize("bins", [1, 10, 30])

@@ -1,69 +1,35 @@
-"""COCO-format folders: what is read from a good one, and what is said about a bad one."""
+"""COCO-format folders: what is read from them, when, and how they are laid out."""
 
-import copy
 import json
-import math
+import os
+import re
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
+from hydra.utils import instantiate
 from PIL import Image
 
-from ghm.data import coco_folder
+from ghm.data import annotations, coco2017, coco_folder
 from ghm.evaluate import score
-
-# Real data lies beside the checkout where the project is developed, and nowhere else.
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
-
-# Ids with gaps, out of order; image 7 has a crowd beside a box, image 3 nothing.
-CONTENT = {
-    "images": [
-        {"id": 7, "file_name": "seven.png", "width": 40, "height": 30},
-        {"id": 3, "file_name": "deep/three.jpg", "width": 20, "height": 50},
-    ],
-    "annotations": [
-        {"id": 11, "image_id": 7, "category_id": 90, "bbox": [1.5, 2, 10, 20], "area": 200, "iscrowd": 0},
-        {
-            "id": 12,
-            "image_id": 7,
-            "category_id": 4,
-            "bbox": [0, 0, 40, 30],
-            "area": 1200,
-            "iscrowd": 1,
-            "segmentation": {"size": [30, 40], "counts": [0, 1200]},
-        },
-        {"id": 14, "image_id": 7, "category_id": 4, "bbox": [20, 5, 8, 8], "area": 64, "iscrowd": 0},
-    ],
-    "categories": [{"id": 90, "name": "kite"}, {"id": 4, "name": "cat"}, {"id": 17, "name": "dog"}],
-}
+from tests.coco import CONTENT, LACKING, changed, save, write_content
 
 
 @pytest.fixture
 def write(tmp_path):
-    """Writes a folder and returns its path; what is given stands in for the good content of train."""
-    root = tmp_path / "set"
-
-    def write(train=CONTENT, val=CONTENT):
-        (root / "images" / "deep").mkdir(parents=True, exist_ok=True)
-        (root / "annotations").mkdir(exist_ok=True)
-        Image.new("RGB", (40, 30), (255, 0, 51)).save(root / "images" / "seven.png")
-        Image.new("L", (20, 50), 128).save(root / "images" / "deep" / "three.jpg")
-        for split, content in (("train", train), ("val", val)):
-            text = content if isinstance(content, str) else json.dumps(content)
-            (root / "annotations" / f"instances_{split}.json").write_text(text)
-        return str(root)
-
-    return write
+    """Writes a folder and returns its path; what is given stands in for the good content."""
+    return lambda **contents: write_content(tmp_path / "set", **contents)
 
 
-def changed(kind, place, **values):
-    """The good content with an entry changed; a value of None removes the key."""
-    content = copy.deepcopy(CONTENT)
-    entry = content[kind][place]
-    entry.update(values)
-    for name in [name for name, value in values.items() if value is None]:
-        del entry[name]
-    return content
+@pytest.fixture(scope="module")
+def flip():
+    return instantiate({"_target_": "torchvision.transforms.v2.RandomHorizontalFlip", "p": 0.5})
+
+
+def item(dataset, image_id, seed=None):
+    index = dataset.image_ids.index(image_id)
+    return dataset[index if seed is None else (index, seed)]
 
 
 # Reading
@@ -76,43 +42,48 @@ def test_categories_become_labels_in_the_order_of_their_ids(write):
     assert train.num_classes == 3
 
 
-def test_a_target_holds_corners_labels_and_the_image_id(write):
-    dataset = coco_folder(write()).val
-    image, target = dataset[dataset.image_ids.index(7)]
+def test_a_target_holds_corners_labels_crowds_and_the_image_id(write):
+    image, target = item(coco_folder(write()).val, 7)
     assert image.shape == (3, 30, 40)
     torch.testing.assert_close(image[:, 0, 0], torch.tensor([1.0, 0.0, 0.2]))
-    # The crowd is no target.
+    assert target.keys() == {"boxes", "labels", "crowds", "image_id"}
     assert target["boxes"].tolist() == [[1.5, 2, 11.5, 22], [20, 5, 28, 13]]
     assert target["labels"].tolist() == [2, 0]
+    assert target["crowds"].tolist() == [[0, 0, 40, 30]]
     assert target["image_id"].item() == 7
+    for name, kind in (("boxes", torch.float32), ("crowds", torch.float32), ("labels", torch.int64)):
+        assert target[name].dtype == kind
+    assert all(type(value) is torch.Tensor for value in (image, *target.values()))
 
 
-def test_an_image_without_boxes_has_an_empty_target(write):
-    dataset = coco_folder(write()).val
-    image, target = dataset[dataset.image_ids.index(3)]
+@pytest.mark.parametrize("seed", [None, 0, 1, 2, 3])
+def test_an_image_without_boxes_is_kept_with_an_empty_target(write, flip, seed):
+    dataset = coco_folder(write(), augment=flip).train
+    dataset.masks = True
+    image, target = item(dataset, 3, seed)
     assert image.shape == (3, 50, 20)  # grey in the file, three channels here
-    assert target["boxes"].shape == (0, 4)
-    assert target["labels"].shape == (0,)
+    shapes = {"boxes": (0, 4), "crowds": (0, 4), "labels": (0,), "masks": (0, 50, 20), "image_id": ()}
+    assert {name: tuple(value.shape) for name, value in target.items()} == shapes
     assert target["labels"].dtype == torch.int64
 
 
 def test_images_come_in_the_order_of_their_ids(write):
     dataset = coco_folder(write()).val
     assert [dataset[i][1]["image_id"].item() for i in range(len(dataset))] == [3, 7]
+    assert dataset.is_wide == [False, True]
 
 
-def test_train_is_flipped_at_times_and_val_never(write):
-    data = coco_folder(write())
+def test_pixels_are_those_of_the_file(write):
+    shown = coco_folder(write()).val.pixels(7)
+    assert (shown.shape, str(shown.dtype), shown[5, 9].tolist()) == ((30, 40, 3), "uint8", [255, 0, 51])
+
+
+def test_train_is_flipped_at_times_and_val_never(write, flip):
+    data = coco_folder(write(), augment=flip)
     for split, number in ((data.train, 2), (data.val, 1)):
-        torch.manual_seed(0)
-        seen = {tuple(split[1][1]["boxes"][0].tolist()) for _ in range(20)}
+        seen = {tuple(item(split, 7, seed)[1]["boxes"][0].tolist()) for seed in range(20)}
         assert len(seen) == number
         assert seen <= {(1.5, 2, 11.5, 22), (28.5, 2, 38.5, 22)}
-
-
-def test_an_image_without_boxes_is_flipped_without_complaint(write):
-    dataset = coco_folder(write()).train
-    assert all(dataset[0][1]["boxes"].shape == (0, 4) for _ in range(10))
 
 
 def test_a_crowd_counts_in_scoring_as_coco_wants_it(write):
@@ -126,108 +97,60 @@ def test_a_crowd_counts_in_scoring_as_coco_wants_it(write):
     assert score(coco, [*found, inside_crowd])["AP"] == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize(
+    "change", [{"area": LACKING}, {"iscrowd": LACKING}, {"area": None}, {"iscrowd": None}, {"id": 0}]
+)
+def test_what_scoring_needs_is_completed(write, change):
+    coco = coco_folder(write(val=changed("annotations", 2, **change))).val.coco
+    found = [{"image_id": 7, "category_id": 4, "bbox": [20, 5, 8, 8], "score": 0.9}]
+    assert score(coco, found)["AP50"] == pytest.approx(0.5)  # one of two categories is found
+
+
 # Refusing
 
 
+def test_no_folder_is_refused():
+    for reader in (coco_folder, coco2017):
+        with pytest.raises(ValueError, match=r"^data.root=null: names no folder; .*, or set GHM_DATA"):
+            reader(None)
+
+
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "said"),
     [
-        (CONTENT | {"annotations": []}, "instances_train.json: 2 images, 0 boxes"),
-        (CONTENT | {"images": []}, "instances_train.json: 0 images, 3 boxes"),
-        (changed("images", 1, file_name="lost.jpg"), "instances_train.json: image 3 lists file_name=lost.jpg"),
-        (changed("images", 1, file_name="deep"), "instances_train.json: image 3 lists file_name=deep"),
-        (changed("annotations", 2, image_id=8), "instances_train.json: annotation 14: image_id=8 is not among"),
-        (changed("annotations", 2, category_id=5), "instances_train.json: annotation 14: category_id=5 is not among"),
-        *(
-            (
-                changed("annotations", 2, bbox=bbox),
-                r"instances_train.json: annotation 14: bbox=\[.*\] (has no area|is not x, y, width, height)",
-            )
-            for bbox in (
-                [1, 1, 0, 5],
-                [1, 1, 5, 0],
-                [1, 1, -5, 5],
-                [1, 1, math.nan, 5],
-                [math.nan, 1, 5, 5],
-                [1, math.inf, 5, 5],
-            )
-        ),
-        (json.dumps(CONTENT)[:-40], "instances_train.json: not a COCO instances file"),
-        ("", "instances_train.json: not a COCO instances file"),
-        ("[]", "instances_train.json: not a COCO instances file"),
-        *(
-            ({key: value for key, value in CONTENT.items() if key != missing}, f"not a COCO instances file .*{missing}")
-            for missing in CONTENT
-        ),
+        (changed("images", 1, file_name="lost.jpg"), "image 3 lists file_name='lost.jpg'"),
+        (changed("images", 1, file_name="deep"), "image 3 lists file_name='deep'"),
+        (changed("annotations", 2, bbox=[1, 1, 0, 5]), "annotation 14: bbox=[1, 1, 0, 5] has no area"),
     ],
 )
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_bad_annotations_are_refused_with_file_and_entry(write, content, message, split):
+def test_bad_annotations_of_either_file_are_refused(write, content, said, split):
     root = write(**{split: content})
-    with pytest.raises(ValueError, match=message.replace("train", split)) as refusal:
+    with pytest.raises(ValueError, match=re.escape(f"{root}/annotations/instances_{split}.json: {said}")):
         coco_folder(root)
-    assert root in str(refusal.value)
+
+
+def test_faulty_boxes_are_left_out_of_train_and_val_where_that_is_wanted(write, caplog):
+    bad = changed("annotations", 2, bbox=[1, 1, 0, 5])
+    for split in coco_folder(write(train=bad, val=bad), invalid="drop"):
+        assert sorted(split.coco.anns) == [11, 12]
+        assert item(split, 7)[1]["labels"].tolist() == [2]
+    assert [message.split(": ")[0].split("_")[-1] for message in caplog.messages] == ["train.json", "val.json"]
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    "categories",
     [
-        (changed("annotations", 2, id=None), "instances_train.json: annotation None"),
-        (changed("annotations", 2, image_id=None), "instances_train.json: annotation 14"),
-        (changed("annotations", 2, category_id=None), "instances_train.json: annotation 14"),
-        (changed("annotations", 2, bbox=None), "instances_train.json: annotation 14"),
-        (changed("annotations", 2, bbox=[1, 2, 3]), "instances_train.json: annotation 14"),
-        (changed("annotations", 2, bbox=["1", 2, 3, 4]), "instances_train.json: annotation 14"),
-        (changed("annotations", 2, bbox=[1, 1, math.inf, 5]), "instances_train.json: annotation 14"),
-        (changed("images", 1, file_name=None), "instances_train.json: image 3"),
-        (changed("images", 1, id=None), "instances_train.json: image"),
-        (changed("categories", 1, name=None), "instances_train.json"),
+        [*CONTENT["categories"], {"id": 91, "name": "fish"}],
+        [{"id": 90, "name": "cat"}, {"id": 4, "name": "kite"}, {"id": 17, "name": "dog"}],
+        [{"id": 90, "name": "kite"}, {"id": 4, "name": "cat"}, {"id": 18, "name": "dog"}],
     ],
+    ids=["more", "renamed", "renumbered"],
 )
-def test_incomplete_entries_are_refused_with_file_and_entry(write, content, message):
-    with pytest.raises(ValueError, match=message):
-        coco_folder(write(train=content))
-
-
-@pytest.mark.parametrize("key", ["area", "iscrowd"])
-def test_annotations_without_area_or_crowd_flag_are_refused_or_scored(write, key):
-    try:
-        coco = coco_folder(write(val=changed("annotations", 2, **{key: None}))).val.coco
-    except ValueError as refusal:
-        if "instances_val.json: annotation 14" not in str(refusal):
-            raise
-        return
-    found = [{"image_id": 7, "category_id": 4, "bbox": [20, 5, 8, 8], "score": 0.9}]
-    assert score(coco, found)["AP50"] == pytest.approx(0.5)  # one of two categories is found
-
-
-def test_an_annotation_with_id_zero_is_refused_or_can_be_found(write):
-    content = changed("annotations", 2, id=0)
-    try:
-        coco = coco_folder(write(val=content)).val.coco
-    except ValueError:
-        return
-    found = [{"image_id": 7, "category_id": 4, "bbox": [20, 5, 8, 8], "score": 0.9}]
-    assert score(coco, found)["AP50"] == pytest.approx(0.5)  # one of two categories is found
-
-
-def test_annotations_that_share_an_id_are_refused(write):
-    with pytest.raises(ValueError, match=r"instances_train.json: annotation 11"):
-        coco_folder(write(train=changed("annotations", 2, id=11)))
-
-
-def test_train_and_val_must_list_the_same_categories(write):
-    other = CONTENT | {"categories": [*CONTENT["categories"], {"id": 91, "name": "fish"}]}
-    with pytest.raises(ValueError, match="train and val list different categories"):
-        coco_folder(write(val=other))
-
-
-def test_train_and_val_must_give_categories_the_same_names(write):
-    renamed = CONTENT | {
-        "categories": [{"id": 90, "name": "cat"}, {"id": 4, "name": "kite"}, {"id": 17, "name": "dog"}]
-    }
-    with pytest.raises(ValueError, match="train and val list different categories"):
-        coco_folder(write(val=renamed))
+def test_train_and_val_must_list_the_same_categories(write, categories):
+    root = write(val=CONTENT | {"categories": categories})
+    with pytest.raises(ValueError, match=f"^data.root={root}: train and val list different categories; "):
+        coco_folder(root)
 
 
 @pytest.mark.parametrize("missing", ["train", "val"])
@@ -243,62 +166,120 @@ def test_a_missing_folder_is_named(tmp_path):
         coco_folder(str(tmp_path / "nowhere"))
 
 
-@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"no image", lambda data: b""])
-def test_an_unreadable_image_is_named(write, damage):
+@pytest.mark.parametrize("damage", [lambda data: b"no image", lambda data: b"", lambda data: data[:20]])
+def test_what_is_no_image_is_refused_before_training(write, damage):
     root = write()
     file = Path(root, "images", "seven.png")
     file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(ValueError, match=f"^{file}: image 7: not a usable image"):
+        coco_folder(root)
+
+
+def test_an_image_of_another_size_is_refused_before_training(write):
+    root = write(val=changed("images", 1, width=21))
+    with pytest.raises(ValueError, match=f"^{root}/images/deep/three.jpg: image 3: .* 20 x 50 .* says 21 x 50"):
+        coco_folder(root)
+
+
+def test_a_truncated_image_is_named_when_it_is_read(write):
+    root = write()
+    file = Path(root, "images", "seven.png")
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     dataset = coco_folder(root).val
-    with pytest.raises(ValueError, match=f"^{file}: not a readable image"):
-        dataset[dataset.image_ids.index(7)]
+    with pytest.raises(ValueError, match=f"^{file}: image 7: not a usable image"):
+        item(dataset, 7)
 
 
-# Real data
+# Once in a process
 
 
-def shared(name):
-    if not (SHARED / name).is_dir():
-        pytest.skip(f"needs shared/data/{name} beside the checkout")
-    return coco_folder(str(SHARED / name))
+def test_a_file_is_checked_once_until_it_changes(write, monkeypatch):
+    read = Mock(wraps=annotations.read)
+    monkeypatch.setattr(annotations, "read", read)
+    root = write()
+    first, second = coco_folder(root), coco_folder(root, label_noise=0.5)
+    assert first.val.coco is second.val.coco
+    assert read.call_count == 2
+    coco_folder(root, invalid="drop")
+    assert read.call_count == 4
 
 
-def test_bccd_is_read():
-    train, val = shared("bccd")
-    assert (len(train), len(val)) == (280, 69)
-    assert train.class_names == ["RBC", "WBC", "Platelets"]
-    for split in (train, val):
-        image, target = split[0]
-        assert image.shape == (3, 240, 320)
-        assert target["boxes"].shape == (len(target["labels"]), 4)
-        assert len(target["labels"]) > 0
-    assert sum(len(val[i][1]["labels"]) for i in range(len(val))) == 938
+@pytest.mark.parametrize(("name", "later"), [("bird", 1), ("albatross", 0)], ids=["same length", "same time"])
+def test_a_changed_file_is_read_again(write, name, later):
+    root = write()
+    assert coco_folder(root).train.class_names[2] == "kite"
+    for split in ("train", "val"):
+        file = Path(root, "annotations", f"instances_{split}.json")
+        time = file.stat().st_mtime_ns
+        save(file, changed("categories", 0, name=name))
+        os.utime(file, ns=(time, time + later))
+    assert [split.class_names[2] for split in coco_folder(root)] == [name, name]
 
 
-def targets_of(split):
-    """All targets of a data set; blank images stand in for the files, which take seconds to read."""
-    split.read = lambda entry: torch.zeros(3, entry["height"], entry["width"], dtype=torch.uint8)
-    return [split[i][1] for i in range(len(split))]
+# COCO 2017
 
 
-def test_coco_mini_is_read_with_its_crowds_and_gaps():
-    train, val = shared("coco_mini")
-    assert (len(train), len(val)) == (47, 57)
-    for split, boxes, crowds in ((train, 524, 6), (val, 517, 7)):
-        entry = split.coco.imgs[split.image_ids[0]]
-        assert split[0][0].shape == (3, entry["height"], entry["width"])
-        assert split.num_classes == 80
-        assert (split.category_ids[0], split.category_ids[-1]) == (1, 90)
-        targets = targets_of(split)
-        assert sum(len(target["labels"]) for target in targets) == boxes - crowds
-        assert max(int(label) for target in targets for label in target["labels"]) < 80
-    assert {58636, 226111} <= {int(target["image_id"]) for target in targets if not len(target["labels"])}
+@pytest.fixture
+def unpacked(tmp_path):
+    """COCO 2017's layout, with one image each."""
+    listed = {"images": CONTENT["images"][:1], "categories": CONTENT["categories"]}
+    files = {"image_info_test-dev2017": listed}
+    files |= dict.fromkeys(("instances_train2017", "instances_val2017"), CONTENT | listed)
+    (tmp_path / "annotations").mkdir()
+    for name, content in files.items():
+        save(tmp_path / "annotations" / f"{name}.json", content)
+    for number, folder in enumerate(("train2017", "val2017", "test2017")):
+        (tmp_path / folder).mkdir()
+        Image.new("RGB", (40, 30), (number, 0, 0)).save(tmp_path / folder / "seven.png")
+    return tmp_path
 
 
-def test_coco_minis_own_boxes_score_full_marks_with_its_crowds():
-    val = shared("coco_mini").val
-    found = []
-    for target in targets_of(val):
-        for (x1, y1, x2, y2), label in zip(target["boxes"].tolist(), target["labels"].tolist(), strict=True):
-            box = [x1, y1, x2 - x1, y2 - y1]
-            found.append({"image_id": int(target["image_id"]), "category_id": val.category_ids[label], "bbox": box})
-    assert score(val.coco, [detection | {"score": 0.9} for detection in found])["AP"] == pytest.approx(1.0)
+def red(dataset):
+    return round(float(dataset[0][0][0, 0, 0]) * 255)
+
+
+def test_coco2017_reads_each_split_from_its_folder(unpacked):
+    train, val = coco2017(str(unpacked))
+    assert [red(train), red(val)] == [0, 1]
+    assert train.has_boxes
+    assert val.has_boxes
+    assert train.category_ids == [4, 17, 90]
+
+
+def test_test_dev_lists_images_without_boxes(unpacked):
+    train, test = coco2017(str(unpacked), val="test-dev2017")
+    assert (train.has_boxes, test.has_boxes) == (True, False)
+    assert (red(test), len(test), test.category_ids) == (2, 1, [4, 17, 90])
+    assert test[0][1]["boxes"].shape == (0, 4)
+
+
+def test_coco2017_leaves_faulty_boxes_out_of_itself(unpacked, caplog):
+    content = changed("annotations", 0, bbox=[1, 1, 0, 5]) | {"images": CONTENT["images"][:1]}
+    save(unpacked / "annotations" / "instances_train2017.json", content)
+    assert sorted(coco2017(str(unpacked)).train.coco.anns) == [12, 14]
+    assert "annotation 11" in caplog.text
+    with pytest.raises(ValueError, match="annotation 11: bbox="):
+        coco2017(str(unpacked), invalid="error")
+
+
+@pytest.mark.parametrize("name", ["annotations/instances_val2017.json", "annotations/image_info_test-dev2017.json"])
+def test_a_missing_file_of_coco2017_is_named(unpacked, name):
+    (unpacked / name).unlink()
+    val = Path(name).stem.split("_")[-1]
+    with pytest.raises(ValueError, match=f"^data.root={unpacked}: no {name} there; .*data=coco2017"):
+        coco2017(str(unpacked), val=val)
+
+
+def test_a_missing_image_of_coco2017_is_named_with_its_folder(unpacked):
+    (unpacked / "test2017" / "seven.png").unlink()
+    with pytest.raises(ValueError, match=f"'seven.png', which is not in {unpacked}/test2017 "):
+        coco2017(str(unpacked), val="test-dev2017")
+
+
+def test_a_folder_of_ones_own_may_name_its_files_as_it_likes(write):
+    root = write()
+    for split in ("train", "val"):
+        file = Path(root, "annotations", f"instances_{split}.json")
+        file.rename(file.with_name(f"instances_{split}_small.json"))
+    assert [len(split) for split in coco_folder(root, train="train_small", val="val_small")] == [2, 2]
+    assert json.loads(Path(root, "annotations", "instances_val_small.json").read_text()) == CONTENT

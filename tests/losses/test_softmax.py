@@ -1,4 +1,4 @@
-"""GHM-C with softmax, against plain loops, cross-entropy and the sigmoid of two classes' difference."""
+"""Softmax cross-entropy against torch's; GHM-C with softmax, against plain loops and two classes' sigmoid."""
 
 import math
 
@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from ghm.losses import GHMC, SoftmaxGHMC
+from ghm.losses import ASL1, GHMC, GHMR, OHEM, CrossEntropy, FocalLoss, SoftmaxCrossEntropy, SoftmaxGHMC
 from tests.losses.gradient import (
     MODES,
     assert_same_state,
@@ -336,3 +336,64 @@ def test_shapes_that_do_not_fit_are_named(target, valid, message):
 def test_logits_without_a_dimension_of_classes_are_named():
     with pytest.raises(ValueError, match=r"\(3,\)"):
         SoftmaxGHMC()(torch.zeros(3), torch.zeros(3))
+
+
+# Cross-entropy
+
+
+@pytest.mark.parametrize("shape", [(60,), (3, 4, 5)])
+@pytest.mark.parametrize("weight", [1.0, 2.5])
+def test_cross_entropy_is_torchs_mean(shape, weight):
+    x, index, _ = places(shape=shape)
+    value, gradient = value_and_gradient(F.cross_entropy, x, index)
+    found = value_and_gradient(SoftmaxCrossEntropy(weight), x, index)
+    torch.testing.assert_close(found, (weight * value, weight * gradient))
+
+
+@pytest.mark.parametrize("junk", [math.nan, math.inf, 1e30])
+@pytest.mark.parametrize("how", ["mask", "index", "both"])
+def test_cross_entropy_leaves_out_what_is_ignored(how, junk):
+    x, index, valid = places()
+    expected, expected_gradient = value_and_gradient(F.cross_entropy, x[valid], index[valid])
+    x[~valid] = junk
+    outside = index.where(valid, torch.tensor([-1, -100, 4, 255])[torch.arange(60) % 4])
+    some = valid | (torch.arange(60) % 2 == 0)
+    call = {"mask": (index, valid), "index": (outside,), "both": (index.where(some, -1), valid | ~some)}[how]
+    value, gradient = value_and_gradient(SoftmaxCrossEntropy(), x, *call)
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(gradient[valid], expected_gradient)
+    assert gradient[~valid].eq(0).all()
+
+
+@pytest.mark.parametrize(("rows", "classes"), [(0, 4), (3, 4), (3, 1)])
+def test_cross_entropy_of_nothing_is_zero_with_a_live_graph(rows, classes):
+    value, gradient = value_and_gradient(
+        SoftmaxCrossEntropy(), torch.full((rows, classes), math.nan), torch.full((rows,), -1)
+    )
+    assert value.item() == 0
+    assert gradient.eq(0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_cross_entropy_of_half_precision_is_computed_in_full(dtype):
+    x, index, valid = places(dtype=torch.float32)
+    value, gradient = value_and_gradient(SoftmaxCrossEntropy(), x.to(dtype), index, valid)
+    expected, expected_gradient = value_and_gradient(SoftmaxCrossEntropy(), x.to(dtype).float(), index, valid)
+    assert (value.dtype, gradient.dtype) == (torch.float32, dtype)
+    assert torch.equal(value, expected)
+    torch.testing.assert_close(gradient, expected_gradient.to(dtype))
+
+
+def test_the_gradient_of_cross_entropy_is_that_of_its_value():
+    x, index, valid = places(shape=(8,))
+    index[0] = -1
+    x.requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: SoftmaxCrossEntropy(2.0)(x, index, valid), x)
+    assert torch.autograd.gradgradcheck(lambda x: SoftmaxCrossEntropy(2.0)(x, index, valid), x)
+
+
+def test_losses_over_a_softmax_say_so():
+    assert SoftmaxCrossEntropy().exclusive
+    assert SoftmaxGHMC().exclusive
+    for loss in (ASL1, CrossEntropy, FocalLoss, GHMC, GHMR, OHEM):
+        assert not getattr(loss(), "exclusive", False)

@@ -5,43 +5,19 @@ from functools import partial
 
 import pytest
 import torch
-from torch import nn
+import torch.distributed as dist
 
-from ghm.losses import ASL1, GHMC, GHMR, CrossEntropy
+from ghm.losses import ASL1, GHMC, GHMR, CrossEntropy, SoftmaxCrossEntropy, SoftmaxGHMC
 from ghm.models import RetinaNet, retinanet, retinanet_tiny
+from tests.models.scenes import Recorder, batch, total
 
 CLASSES = 3
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-class Recorder(nn.Module):
-    """A loss that keeps what it is called with."""
-
-    def __init__(self, loss):
-        super().__init__()
-        self.loss, self.calls = loss, []
-
-    def forward(self, input, target, valid=None):
-        self.calls.append((input, target, valid))
-        return self.loss(input, target, valid)
-
-
 def build(prior=0.01, seed=0):
     torch.manual_seed(seed)
     return retinanet_tiny(CLASSES, Recorder(CrossEntropy()), Recorder(ASL1()), prior)
-
-
-def batch(numbers=(2, 0, 1), size=64):
-    """Images with so many boxes each; sides of 10 to 40 pixels."""
-    generator = torch.Generator().manual_seed(4)
-    images, targets = [], []
-    for number in numbers:
-        corner = torch.rand(number, 2, generator=generator) * (size - 40)
-        sides = 10 + torch.rand(number, 2, generator=generator) * 30
-        labels = torch.randint(CLASSES, (number,), generator=generator)
-        images.append(torch.rand(3, size, size, generator=generator))
-        targets.append({"boxes": torch.cat([corner, corner + sides], dim=1), "labels": labels})
-    return images, targets
 
 
 def anchors_of(model, images, targets):
@@ -144,6 +120,49 @@ def test_the_head_marks_classes_and_leaves_out_what_lies_between_thresholds():
     assert offsets.tolist() == [[4, 5, 6, 7], [12, 13, 14, 15]]
 
 
+@pytest.mark.parametrize(("size", "max_size"), [(64, 320), (128, 64)])
+def test_what_lies_in_crowds_is_left_out_however_the_image_is_scaled(size, max_size):
+    torch.manual_seed(0)
+    model = retinanet_tiny(CLASSES, Recorder(CrossEntropy()), Recorder(ASL1()), 0.01, max_size=max_size)
+    images, targets = batch((2, 0, 1), size)
+    _, anchors = anchors_of(model, images, targets)
+    crowds = torch.tensor([[0.0, 0.1, 0.7, 0.9]])  # of the image's side
+    for target, regions in zip(targets, (crowds, crowds, crowds[:0]), strict=True):
+        target["crowds"] = regions * size
+    model.train()(images, targets)
+    [(_, before, plain), (_, after, valid)] = model.head.classification_head.loss.calls
+    assert torch.equal(before, after)  # positives stay what they are
+    own = anchors[0]
+    x1, y1, x2, y2 = (crowds[0] * 64).tolist()  # images are of 64 pixels now
+    wide = own[:, 2].clamp(max=x2) - own[:, 0].clamp(min=x1)
+    high = own[:, 3].clamp(max=y2) - own[:, 1].clamp(min=y1)
+    inside = (wide.clamp(min=0) * high.clamp(min=0) / (own[:, 2:] - own[:, :2]).prod(dim=1)) > 0.5
+    left_out = torch.cat([inside, inside, torch.zeros_like(inside)]) & ~before.any(dim=1)
+    assert torch.equal(valid, plain & ~left_out)
+    assert (left_out & plain).sum() > 50
+    [(offsets, _, _), (crowded, _, _)] = model.head.regression_head.loss.calls
+    assert torch.equal(offsets, crowded)
+
+
+def test_images_of_crowds_alone_train():
+    model = retinanet_tiny(CLASSES, GHMC(), GHMR(), 0.01).train()
+    images, targets = batch((0, 0))
+    for target in targets:
+        target["crowds"] = torch.tensor([[0.0, 0, 64, 64]])
+    losses = model(images, targets)
+    total(losses).backward()
+    assert losses["loss_box"].item() == 0
+    assert losses["loss_cls"].item() > 0  # what juts out of the image
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+def test_ce_is_nothing_where_nothing_counts():
+    head = build().head.classification_head
+    targets = batch((1,))[1]
+    losses = head.compute_loss(targets, {"cls_logits": torch.rand(1, 4, CLASSES)}, torch.full((1, 4), -2))
+    assert losses["ce"].item() == 0
+
+
 def test_ce_is_the_plain_mean_over_what_counts_and_teaches_nothing():
     model = retinanet_tiny(CLASSES, Recorder(GHMC(bins=10, weight=5.0)), Recorder(GHMR()), 0.01)
     losses = model.train()(*batch())
@@ -169,7 +188,7 @@ def test_splitting_hairs_between_images_does_not_change_the_density():
 def test_images_without_boxes_train(numbers):
     model = retinanet_tiny(CLASSES, GHMC(), GHMR(), 0.01).train()
     losses = model(*batch(numbers))
-    (losses["loss_cls"] + losses["loss_box"]).backward()
+    total(losses).backward()
     assert losses["loss_box"].item() == 0
     assert losses["loss_cls"].item() > 0
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.grad is not None)
@@ -178,7 +197,7 @@ def test_images_without_boxes_train(numbers):
 def test_every_parameter_learns():
     model = retinanet_tiny(CLASSES, GHMC(), GHMR(), 0.01).train()
     losses = model(*batch())
-    (losses["loss_cls"] + losses["loss_box"]).backward()
+    total(losses).backward()
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
 
 
@@ -231,9 +250,44 @@ def test_losses_of_each_level_train_and_evaluate(scope):
     model = retinanet_tiny(CLASSES, GHMC(**options), GHMR(**options), 0.01).train()
     for _ in range(2):
         losses = model(*batch())
-        (losses["loss_cls"] + losses["loss_box"]).backward()
+        total(losses).backward()
     assert losses["loss_cls"].isfinite()
     assert len(model.eval()(batch()[0])) == 3
+
+
+# Several processes
+
+
+def step(rank, world):
+    """Values and gradient of what a rank has of four images, in double precision: no example changes its region."""
+    torch.manual_seed(0)
+    model = retinanet_tiny(CLASSES, GHMC(bins=10), GHMR(), 0.3).double().train()
+    images, targets = batch((2, 0, 1, 3))
+    targets[0]["crowds"] = torch.tensor([[0.0, 0, 60, 60]])
+    targets = [{name: v.double() if v.is_floating_point() else v for name, v in target.items()} for target in targets]
+    own = slice(rank * 4 // world, (rank + 1) * 4 // world)
+    losses = model([image.double() for image in images[own]], targets[own])
+    total(losses).backward()
+    values = {name: value.detach() for name, value in losses.items()}
+    return values, {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+def on_rank(rank, world, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world)
+    torch.save(step(rank, world), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_with_half_a_batch_each_learn_what_one_learns_of_it_all(tmp_path):
+    torch.multiprocessing.spawn(on_rank, (2, str(tmp_path)), nprocs=2)
+    values, gradients = zip(*(torch.load(tmp_path / f"{rank}.pt") for rank in range(2)), strict=True)
+    expected_values, expected_gradients = step(0, 1)
+    for name, expected in expected_values.items():
+        assert not torch.isclose(values[0][name], values[1][name])
+        torch.testing.assert_close((values[0][name] + values[1][name]) / 2, expected)
+    for name, expected in expected_gradients.items():
+        torch.testing.assert_close((gradients[0][name] + gradients[1][name]) / 2, expected)
 
 
 # What comes out
@@ -271,7 +325,27 @@ def test_the_prior_is_what_an_untrained_model_believes(prior):
     assert logits.mean().item() == pytest.approx(math.log(prior / (1 - prior)), abs=0.1)
 
 
-@pytest.mark.parametrize("prior", [0.0, 1.0, -0.1, math.nan])
+def test_without_a_prior_there_is_no_bias():
+    assert build(None).head.classification_head.cls_logits.bias.eq(0).all()
+
+
+@pytest.mark.parametrize("make", [retinanet_tiny, partial(retinanet, "resnet50")])
+@pytest.mark.parametrize(
+    ("cls_loss", "box_loss", "said"),
+    [
+        (SoftmaxGHMC(), ASL1(), "loss.cls: is a softmax .*; choose another loss/cls, or model=faster_rcnn_r50"),
+        (SoftmaxCrossEntropy(), ASL1(), "loss.cls: is a softmax .*; choose another loss/cls, or model=faster_rcnn_r50"),
+        (None, None, "loss: this model brings none of its own; choose another than loss=stock"),
+        (CrossEntropy(), None, "loss: this model brings none of its own; choose another than loss=stock"),
+        (None, ASL1(), "loss: this model brings none of its own; choose another than loss=stock"),
+    ],
+)
+def test_losses_that_it_cannot_train_with_are_refused(make, cls_loss, box_loss, said):
+    with torch.device("meta"), pytest.raises(ValueError, match=f"^{said}$"):
+        make(CLASSES, cls_loss, box_loss, None)
+
+
+@pytest.mark.parametrize("prior", [0.0, 1.0, -0.1, "low", math.nan])
 @pytest.mark.parametrize("make", [retinanet_tiny, partial(retinanet, "resnet50")])
 def test_a_bad_prior_is_named_with_its_value(make, prior):
     with torch.device("meta"), pytest.raises(ValueError, match=f"^loss.prior={prior}: must lie in"):
@@ -302,43 +376,11 @@ def test_the_papers_network_has_nine_anchors_at_each_place_of_five_levels(r50):
     assert (r50.transform.min_size, r50.transform.max_size) == ((800,), 1333)
 
 
-def resnet50_weights(folder):
-    from torchvision.models import resnet50
-
-    torch.manual_seed(7)
-    state = resnet50().state_dict()
-    torch.save(state, folder / "resnet50.pt")
-    return state
-
-
-def test_given_weights_are_loaded_and_their_first_layers_frozen(tmp_path):
-    state = resnet50_weights(tmp_path)
-    model = retinanet("resnet50", CLASSES, GHMC(), GHMR(), 0.01, weights=str(tmp_path / "resnet50.pt"))
-    loaded = model.backbone.body.state_dict()
-    assert all(torch.equal(value, state[name]) for name, value in loaded.items())
-    frozen = {name.split(".")[0] for name, p in model.backbone.body.named_parameters() if not p.requires_grad}
-    assert frozen == {"conv1", "layer1"}
-    before = {name: value.clone() for name, value in model.backbone.body.named_buffers()}
-    model.train().backbone(torch.rand(1, 3, 64, 64))
-    assert all(torch.equal(value, before[name]) for name, value in model.backbone.body.named_buffers())
-
-
-def other_file(kind, path):
-    if kind == "text":
-        path.write_text("hello")
-    elif kind == "shapes":
-        torch.save({"conv1.weight": torch.zeros(3, 3)}, path)
-    elif kind == "empty":
-        torch.save({}, path)
-    elif kind == "nested":
-        torch.save({"model": {"conv1.weight": torch.zeros(64, 3, 7, 7)}}, path)
-    elif kind == "tensor":
-        torch.save(torch.zeros(3), path)
-
-
-@pytest.mark.parametrize("kind", ["absent", "shapes", "text", "empty", "nested", "tensor"])
-def test_weights_that_are_not_a_resnet50s_are_named(tmp_path, kind):
-    other_file(kind, tmp_path / "other.pt")
-    said = "no such file" if kind == "absent" else "not torchvision's state dict of this backbone"
-    with pytest.raises(ValueError, match=rf"^weights=.*other.pt: {said}"):
-        retinanet("resnet50", CLASSES, GHMC(), GHMR(), 0.01, weights=str(tmp_path / "other.pt"))
+def test_sizes_reach_the_images():
+    tiny = retinanet_tiny(CLASSES, CrossEntropy(), ASL1(), 0.01, max_size=48)
+    assert tiny.transform([torch.rand(3, 20, 96)])[0].image_sizes == [(10, 48)]
+    assert tiny.transform([torch.rand(3, 20, 30)])[0].image_sizes == [(20, 30)]  # none is enlarged
+    with torch.device("meta"):
+        large = retinanet("resnet50", CLASSES, CrossEntropy(), ASL1(), 0.01, min_size=[40, 64], max_size=100)
+    assert large.eval().transform([torch.rand(3, 20, 20)])[0].image_sizes == [(64, 64)]
+    assert large.transform([torch.rand(3, 20, 40)])[0].image_sizes == [(50, 100)]

@@ -186,6 +186,8 @@ def test_marks_tell_the_verdicts(tmp_path, sheets):
         assert marks(panel, "ignored") == [(CROWD, "")]  # the crowd, not the detection in it
         assert panel.marks[0].look["color"] == report.LOOKS[best]["color"]
         assert panel.title == title
+        thick = [mark.look["linewidth"] > report.LOOKS["wrong"]["linewidth"] for mark in panel.marks]
+        assert thick == [file == "false_positives.png"] + [False] * (len(thick) - 1)  # the title's
         assert "0.05" in caption
         assert "20" in caption
         assert set(legend) == set(report.MEANINGS.values())
@@ -275,6 +277,12 @@ def test_a_boxs_label_is_beside_it_wherever_it_lies(tmp_path, figures):
     assert axes.get_ylim() == (100, 0)
 
 
+def test_a_box_around_the_whole_image_has_its_label_inside(tmp_path, figures):
+    report.contact_sheet([gray(0)], [[[-5.0, -5.0, 130.0, 110.0]]], [["name"]], [""], tmp_path / "sheet.png")
+    [text] = figures["sheet.png"].axes[0].texts
+    assert text.get_position() == (0, 0)
+
+
 # Contact sheets
 
 
@@ -292,6 +300,7 @@ def test_a_contact_sheet_shows_up_to_sixteen_images(tmp_path, figures, count):
     total = sum(number % 3 for number in range(shown))
     assert figure.texts[0].get_text() == f"{total} true boxes on {shown} images"
     spans = [axes.get_window_extent() for axes in figure.axes]
+    assert len({round(span.x0) for span in spans}) == min(shown, 4)
     assert not any(one.overlaps(other) for place, one in enumerate(spans) for other in spans[:place])
     assert all(figure.bbox.contains(*corner) for span in spans for corner in (span.min, span.max))
 

@@ -1,0 +1,173 @@
+"""All that is measured on a GPU, in one call: `python -m tests.bench.gpu --data FOLDER > result.md`.
+
+The losses' table with its check for synchronizations, the throughput of RetinaNet R50 against torchvision's
+loop in the same process, and evidence at R50 scale: focal loss against GHM on a COCO folder, over seeds.
+Needs torch and torchvision alone.
+"""
+
+import argparse
+import contextlib
+import io
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ghm import evaluate
+from ghm.checkpoint import RunState
+from ghm.data import coco_folder, train_loader, val_loader
+from ghm.engine import fit
+from ghm.losses import GHMC, GHMR, FocalLoss, SmoothL1
+from ghm.models import retinanet
+from ghm.models.backbones import resnet_fpn
+from ghm.schedule import multi_step
+from tests.bench import losses
+from tests.bench.losses import finish, medians
+
+Step = Callable[[], None]
+LOSSES = {
+    "focal": lambda: (FocalLoss(), SmoothL1(weight=4.0), 0.01),
+    "ghm": lambda: (GHMC(strength_warmup=400), GHMR(weight=4.0, strength_warmup=400), None),
+}
+
+
+def batch(images: int, size: int, device: str) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.tensor([[0.1, 0.1, 0.3, 0.4], [0.5, 0.2, 0.9, 0.8], [0.3, 0.6, 0.45, 0.7]]) * size
+    target = {"boxes": corners.to(device), "labels": torch.tensor([0, 1, 2], device=device)}
+    return [torch.rand(3, size, size, generator=generator).to(device) for _ in range(images)], [target] * images
+
+
+def stepper(model: nn.Module, given: argparse.Namespace, reads: bool) -> tuple[Step, dict[str, Step]]:
+    """A training step in bf16, and its three parts; `reads` the loss before the backward pass, as torchvision's."""
+    images, targets = batch(given.images, given.size, given.device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9, fused=True)
+    kept: dict[str, Tensor] = {}
+
+    def forward() -> None:
+        with torch.autocast(given.device, torch.bfloat16):
+            parts = model(images, targets)
+        kept["loss"] = torch.stack([value for name, value in parts.items() if name != "ce"]).sum()
+
+    def backward() -> None:
+        if reads:
+            kept["loss"].item()
+        kept["loss"].backward()
+
+    def update() -> None:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    parts = {"forward": forward, "backward": backward, "optimizer": update}
+
+    def step() -> None:
+        for part in parts.values():
+            part()
+
+    return step, parts
+
+
+def split(parts: dict[str, Step], rounds: int) -> dict[str, float]:
+    """Median seconds of the parts of a step, each waited for."""
+    times: dict[str, list[float]] = {name: [] for name in parts}
+    for number in range(rounds + 1):
+        for name, part in parts.items():
+            finish()
+            start = time.perf_counter()
+            part()
+            finish()
+            if number:
+                times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def matrix_rate(given: argparse.Namespace) -> float:
+    """Floating-point operations a second of a large bf16 matrix product."""
+    side = 8192 if given.device == "cuda" else 256
+    a = torch.randn(side, side, device=given.device, dtype=torch.bfloat16)
+    return 2 * side**3 / medians({"product": lambda: a @ a}, given.rounds)["product"]
+
+
+def throughput(given: argparse.Namespace) -> None:
+    from torchvision.models import resnet50  # which imports only after ghm.models
+    from torchvision.models.detection import RetinaNet
+
+    torch.manual_seed(0)
+    size = {"min_size": given.size, "max_size": 2 * given.size}
+    with tempfile.NamedTemporaryFile() as weights:  # of no use, but with them the norm is frozen, as in the paper
+        torch.save(resnet50().state_dict(), weights.name)
+        own = retinanet("resnet50", 80, GHMC(), GHMR(), None, weights.name, **size).to(given.device).train()
+        stock = RetinaNet(resnet_fpn("resnet50", weights.name, "P3-P7"), 80, **size)
+    own = own.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    step, parts = stepper(own, given, reads=False)
+    other, _ = stepper(stock.to(given.device).train(), given, reads=True)
+    took = medians({"ours": step, "torchvision": other}, given.rounds)
+    with FlopCounterMode(display=False) as counter:
+        step()
+    rate = matrix_rate(given)
+    print(f"\n| R50, {given.images} images of {given.size} pixels, bf16 | images/s | ms a step |\n|---|---|---|")
+    for name, seconds in took.items():
+        print(f"| {name} | {given.images / seconds:.1f} | {1e3 * seconds:.1f} |")
+    share = counter.get_total_flops() / took["ours"] / rate
+    print(f"\nOurs against torchvision's: {took['torchvision'] / took['ours']:.2f}. {share:.1%} of the measured")
+    print(f"matrix rate of {rate / 1e12:.1f} TFLOP/s. A step's parts, each waited for:")
+    print(", ".join(f"{name} {1e3 * seconds:.1f} ms" for name, seconds in split(parts, given.rounds).items()) + ".")
+
+
+def evidence(given: argparse.Namespace) -> None:
+    """AP, AP50, AP75 of R50 from nothing on the folder, over seeds; mean and standard deviation."""
+    data, device = coco_folder(given.data), torch.device(given.device)
+    print(f"\n| R50, {given.epochs} epochs, {given.seeds} seeds | AP | AP50 | AP75 |\n|---|---|---|---|")
+    for name, make in LOSSES.items():
+        scores: list[dict[str, float]] = []
+        for seed in range(given.seeds):
+            torch.manual_seed(seed)
+            cls_loss, box_loss, prior = make()
+            pixels = {"min_size": given.size, "max_size": 2 * given.size}
+            model = retinanet("resnet50", data.train.num_classes, cls_loss, box_loss, prior, **pixels).to(device)
+            loader = train_loader(data.train, given.images, given.processes, seed)
+            optimizer = torch.optim.AdamW(model.parameters(), lr=2e-4, weight_decay=1e-4, fused=True)
+            milestones = [given.epochs * 2 // 3, given.epochs * 8 // 9]
+            state = RunState(model, optimizer, multi_step(optimizer, given.epochs, len(loader), milestones, 0.1, 100))
+            amp = "bf16" if given.device == "cuda" else None
+            list(fit(state, loader, device, seed, given.epochs, clip_grad=35.0, amp=amp))
+            batches = val_loader(data.val, given.images, given.processes)
+            found = evaluate.detect(model.eval(), batches, data.val.category_ids, device)
+            scores.append(evaluate.score(data.val.coco, found))
+            print(name, seed, scores[-1], file=sys.stderr)
+        columns = [[score[key] for score in scores] for key in ("AP", "AP50", "AP75")]
+        spread = [statistics.stdev(column) if len(column) > 1 else 0.0 for column in columns]
+        cells = [f"{statistics.mean(column):.3f} ± {s:.3f}" for column, s in zip(columns, spread, strict=True)]
+        print(f"| {name} | {' | '.join(cells)} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--data", type=Path, help="a COCO folder to train on; none: no evidence")
+    parser.add_argument("--size", type=int, default=800)
+    parser.add_argument("--images", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--epochs", type=int, default=36)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--processes", type=int, default=4)
+    parser.add_argument("--elements", type=int, default=4_000_000)
+    given = parser.parse_args()
+    with contextlib.redirect_stdout(io.StringIO()) as table:
+        wanted = ["--elements", str(given.elements), "--rounds", str(given.rounds), "--no-compile"]
+        sys.argv = ["losses", "--device", given.device, *wanted]
+        losses.main()
+    print(table.getvalue())
+    throughput(given)
+    if given.data is not None:
+        evidence(given)
+
+
+if __name__ == "__main__":
+    main()
