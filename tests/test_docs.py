@@ -59,9 +59,26 @@ def test_every_documented_sweep_is_accepted(command, monkeypatch):
     assert isinstance(stopped.value.__context__, Reached)
 
 
+@pytest.mark.parametrize("command", commands(".venv/bin/ghm evaluate") + commands(".venv/bin/ghm data"))
+def test_every_documented_evaluation_and_check_runs(command, ghm, monkeypatch):
+    write_folder(Path("folder"))
+    monkeypatch.setattr("ghm.fetch.coco2017", lambda root, **options: None)
+    if "CHECKPOINT" in command:
+        assert ghm("train", *SMALL, *DRAWN, "figures=false", "dir=run") == 0
+    words = [word.replace("CHECKPOINT", "run/best.pt").replace("=PATH", "=folder") for word in shlex.split(command)[1:]]
+    assert ghm(*words) == 0
+
+
+# Where the paper's networks, eight GPUs and all of COCO stand, smaller ones do for a test.
+SMALLER = {"scaling.num_workers=8": "scaling.num_workers=2", "scaling.gpus=1": "scaling.gpus=0"}
+PUBLISHED = ["data=coco_folder", "model.weights=null", "model.min_size=64", "model.max_size=96"]
+
+
 def shrunk(command: str) -> list[str]:
     """The command's arguments, on data that costs nothing."""
-    words = shlex.split(command)[1:]
+    words = [SMALLER.get(word, word) for word in shlex.split(command)[1:]]
+    if "+experiment=" in command:
+        words += PUBLISHED
     if "PATH" in command:
         write_folder(Path("folder"))
         words = [word.replace("=PATH", "=folder") for word in words]
