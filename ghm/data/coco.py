@@ -13,7 +13,7 @@ from torchvision import tv_tensors
 
 from ghm.data import annotations
 from ghm.data.images import check_headers, read_image
-from ghm.data.noise import noisy
+from ghm.data.noise import check_share, noisy
 
 CROWD = -1  # the label of crowd regions while images and boxes are augmented together
 Augment = Callable[..., Any]
@@ -178,6 +178,7 @@ def _data(
     noise_seed: int,
     invalid: Literal["error", "drop"],
 ) -> Data:
+    check_share(label_noise)
     train, val = (_open(folder, *files, invalid) for files in (train_files, val_files))
     if (train.category_ids, train.class_names) != (val.category_ids, val.class_names):
         raise ValueError(f"data.root={folder}: train and val list different categories; list the same in both")

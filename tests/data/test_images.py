@@ -149,7 +149,7 @@ def refused(folder, size, said, reads, name="image"):
         assert len(str(refusal.value).splitlines()) == 1
 
 
-@pytest.mark.parametrize("size", [(24, 17), (25, 16), (12, 8)])
+@pytest.mark.parametrize("size", [(24, 17), (25, 16), (12, 8), (20, 20)])
 def test_an_image_of_another_size_is_named_with_both_sizes(tmp_path, size):
     Image.fromarray(PICTURE).save(tmp_path / "image", "png")
     refused(tmp_path, size, f"is 24 x 16 pixels, its entry says {size[0]} x {size[1]}", reads=False)

@@ -3,6 +3,7 @@
 import copy
 import math
 
+import numpy as np
 import pytest
 
 from ghm.data import coco_folder, shapes
@@ -19,8 +20,7 @@ def made(classes=4, sides=((8, 14), (60, 40), (30, 90), (180, 20))):
     annotations = []
     for number in range(COUNT):
         width, height = sides[number % len(sides)]
-        x = (number * 37.3) % (SIZE[0] - width) if width < SIZE[0] else 0
-        y = (number * 17.9) % (SIZE[1] - height) if height < SIZE[1] else 0
+        x, y = (number * 37.3) % (SIZE[0] - width), (number * 17.9) % (SIZE[1] - height)
         own = {"id": 3 * number + 2, "image_id": number % 100 + 1, "category_id": 10 + number % classes}
         own |= {"bbox": [x, y, width, height], "area": width * height * 0.7, "iscrowd": int(number % 10 == 9)}
         annotations.append(own | {"segmentation": [[x, y, x + width, y, x, y + height]]})
@@ -88,7 +88,6 @@ def test_wrong_boxes_keep_their_size_and_stay_in_the_image():
 
 def test_wrong_boxes_overlap_the_true_one_little_where_there_is_room():
     coco, roomy = made(), 0
-    moves = {"left": 0, "right": 0, "up": 0, "down": 0}
     for number, now in wrong(coco, 1).items():
         x, y, width, height = true = coco.anns[number]["bbox"]
         if 2 * width > SIZE[0] - width or 2 * height > SIZE[1] - height:
@@ -98,10 +97,21 @@ def test_wrong_boxes_overlap_the_true_one_little_where_there_is_room():
         # An outlier near its object, as a careless annotator's: half a side to a side away, both ways.
         assert 0.5 <= abs(now["bbox"][0] - x) / width <= 1.000001
         assert 0.5 <= abs(now["bbox"][1] - y) / height <= 1.000001
-        moves["left" if now["bbox"][0] < x else "right"] += 1
-        moves["up" if now["bbox"][1] < y else "down"] += 1
     assert roomy > 700
-    assert min(moves.values()) > roomy / 4
+
+
+def test_ways_and_directions_and_classes_are_drawn_apart():
+    coco = made(classes=3, sides=((4, 4),))
+    for annotation in coco.anns.values():
+        annotation["bbox"] = [100, 60, 4, 4]  # room all around
+    rows = []
+    for number, now in wrong(coco, 1).items():
+        dx, dy = now["bbox"][0] - 100, now["bbox"][1] - 60
+        rows.append([abs(dx), abs(dy), dx > 0, dy > 0, (now["category_id"] - coco.anns[number]["category_id"]) % 3])
+    table = np.array(rows, dtype=float)
+    # Of 1800 draws: 0.1 is more than four standard deviations.
+    assert np.abs(np.corrcoef(table.T) - np.eye(5)).max() < 0.1
+    assert table.mean(0) == pytest.approx([3, 3, 0.5, 0.5, 1.5], abs=0.1)
 
 
 def test_boxes_without_room_are_moved_as_far_as_it_goes():
@@ -111,10 +121,13 @@ def test_boxes_without_room_are_moved_as_far_as_it_goes():
             assert after == (0 if before > room / 2 else room)
 
 
-@pytest.mark.parametrize("size", [SIZE, (SIZE[0] + 1, SIZE[1] + 1)])
-def test_boxes_as_large_as_the_image_stay_where_they_are(size):
-    for now in wrong(made(sides=(size,)), 1).values():
-        assert now["bbox"] == [0, 0, *size]
+@pytest.mark.parametrize("rounding", [0, 1])
+def test_boxes_as_large_as_the_image_are_set_at_its_corner(rounding):
+    coco, size = made(), [side + 2 * rounding for side in SIZE]
+    for annotation in coco.anns.values():
+        annotation["bbox"] = [-rounding, -rounding, *size]
+    for annotation in noisy(coco, 1, 0).anns.values():
+        assert annotation["iscrowd"] or annotation["bbox"] == [0, 0, *size]
 
 
 def test_the_mask_of_a_wrong_annotation_is_its_box():
