@@ -1,6 +1,7 @@
 """The parts of a run, made from its config, and all that can be known to be wrong before it starts."""
 
 import re
+from collections.abc import Iterator
 from functools import cache
 from importlib import import_module
 from typing import Any
@@ -16,7 +17,6 @@ from ghm import evaluate
 from ghm.data import Data
 from ghm.data.loader import Batches
 from ghm.engine import AMP, moving_average
-from ghm.provenance import flat
 from ghm.tracking import Tracker
 
 # Keys that hold a whole number, and the least that makes sense.
@@ -76,7 +76,7 @@ def from_recipe(made: dict[str, Any], path: str) -> DictConfig:
 
     A checkpoint may come from anybody: only what `ghm.models`, `ghm.losses` and `ghm.data` offer is built.
     """
-    for key, value in flat(made).items():
+    for key, value in _leaves(made):
         target = re.fullmatch(r"ghm\.(models|losses|data)\.(\w+)", str(value))
         offered = target and target[2] in import_module(f"ghm.{target[1]}").__all__
         if (key.endswith("_target_") and not offered) or "${" in str(value):
@@ -84,6 +84,15 @@ def from_recipe(made: dict[str, Any], path: str) -> DictConfig:
                 f"checkpoint={path}: its {key}={value} is none of ghm's own parts; evaluate it where it was made"
             )
     return OmegaConf.create(made)
+
+
+def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value in nested settings, of lists too, with its dotted key."""
+    if not isinstance(node, dict | list):
+        yield path, node
+        return
+    for name, child in node.items() if isinstance(node, dict) else enumerate(node):
+        yield from _leaves(child, f"{path}.{name}".strip("."))
 
 
 def open_tracker(cfg: DictConfig) -> Tracker:

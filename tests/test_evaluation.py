@@ -90,6 +90,7 @@ def test_images_without_true_boxes_give_what_the_server_takes(trained, ghm, caps
         ("loss.cls._target_", "builtins.eval"),
         ("loss.box", {"_target_": "ghm.losses.ASL1", "mu": {"_target_": "os.getcwd"}}),
         ("data.root", "${oc.env:HOME}"),
+        ("model.max_size", [{"_target_": "os.getcwd"}]),
         ("data._target_", "torchvision.datasets.FakeData"),
     ],
 )

@@ -25,7 +25,7 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
     "ghm/tracking.py": (set(), {"mlflow"}),
     "ghm/provenance.py": (set(), set()),
     "ghm/parts.py": (
-        {"ghm.data", "ghm.engine", "ghm.evaluate", "ghm.provenance", "ghm.tracking"},
+        {"ghm.data", "ghm.engine", "ghm.evaluate", "ghm.tracking"},
         {"torch", "hydra", "omegaconf"},
     ),
     "ghm/worker.py": (
