@@ -93,9 +93,8 @@ def _load(body: nn.Module, state: Mapping[str, Any], weights: str) -> None:
         found = body.load_state_dict(kept, strict=False, assign=True)
         body.float()  # whatever the file's precision
         missing = [key for key in found.missing_keys if not key.startswith("fc.")]
-        wrong = [key for key in found.unexpected_keys if not key.endswith("num_batches_tracked")]
-        if missing or wrong:
-            raise KeyError((missing + wrong)[0])
+        if wrong := missing + found.unexpected_keys:
+            raise KeyError(wrong[0])
     except (RuntimeError, KeyError, AttributeError, TypeError) as error:
         raise _not_a_state_dict(weights, error) from error
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN as TorchvisionFasterRCNN
 from torchvision.models.detection import MaskRCNN as TorchvisionMaskRCNN
 from torchvision.models.detection import roi_heads, rpn
-from torchvision.ops import batched_nms, clip_boxes_to_image
+from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image
 
 from ghm.models.backbones import ResNet, resnet_fpn
 from ghm.models.matching import covered
@@ -69,11 +69,12 @@ class RoIHeads(roi_heads.RoIHeads):
         return {"loss_cls": self.cls_loss(logits, one_hot), "ce": ce}
 
     def select_training_samples(self, proposals: list[Tensor], targets: Targets) -> Any:
-        """Without proposals that lie in crowd regions; the true boxes are added after that."""
+        """Without background in crowd regions."""
         kept = []
         for boxes, target in zip(proposals, targets, strict=True):
+            background = (box_iou(target["boxes"], boxes) < self.proposal_matcher.high_threshold).all(dim=0)
             crowds = target.get("crowds", target["boxes"][:0])
-            kept.append(boxes[~covered(boxes, crowds)] if len(crowds) else boxes)
+            kept.append(boxes[~(background & covered(boxes, crowds))] if len(crowds) else boxes)
         return super().select_training_samples(kept, targets)
 
     def postprocess_detections(

@@ -122,7 +122,7 @@ def file(state, tmp_path_factory):
 def assert_loaded(pyramid, state):
     loaded = pyramid.body.state_dict()
     assert {key.split(".")[0] for key in loaded} == {"conv1", "bn1", "layer1", "layer2", "layer3", "layer4"}
-    assert all(torch.equal(value, state[key]) for key, value in loaded.items())
+    torch.testing.assert_close(loaded, {key: state[key] for key in loaded}, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("levels", ["P3-P7", "P2-P6"])
