@@ -126,21 +126,21 @@ def scoring(data: Data, rounds: int) -> float:
     return took["score"] / (took["detect"] + took["score"])
 
 
-def _worker(rank: int, world: int, port: int, images: int, rounds: int, place: str) -> None:
+def _worker(rank: int, world: int, folder: str, images: int, rounds: int) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+    dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=world)
     epoch = ours(shapes(images, 1).train, 0, rank, world)
     rates = [epoch()["time/images_per_s"] * world for _ in range(rounds + 1)][1:]
     if rank == 0:
-        Path(place).write_text(str(statistics.median(rates)))
+        Path(folder, "rate").write_text(str(statistics.median(rates)))
     dist.destroy_process_group()
 
 
 def two_workers(images: int, rounds: int) -> float:
     """Images a second of two workers with a thread each."""
-    with tempfile.NamedTemporaryFile() as place:
-        mp.spawn(_worker, (2, 29511, images, rounds, place.name), nprocs=2)
-        return float(Path(place.name).read_text())
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(_worker, (2, folder, images, rounds), nprocs=2)
+        return float(Path(folder, "rate").read_text())
 
 
 def rows(images: int, rounds: int) -> list[tuple[str, float, str]]:
@@ -150,8 +150,8 @@ def rows(images: int, rounds: int) -> list[tuple[str, float, str]]:
         root = Path(folder) / "set"
         write_folder(root, images=images // 2, size=256)
         files = coco_folder(str(root))
-        took = seconds({"ours": ours(drawn, 1), "reference": reference(drawn, 1)}, rounds)
-        read = seconds({"ours": ours(files.train, 1), "reference": reference(files.train, 1)}, rounds)
+        took = seconds({"ours": ours(drawn, 0), "reference": reference(drawn, 0)}, rounds)
+        read = seconds({"ours": ours(files.train, 0), "reference": reference(files.train, 0)}, rounds)
         waited, scored = waiting(files, rounds), scoring(files, rounds)
     half = shapes(images // 2, 1).train
     grown = seconds({"half": ours(half, 0), "whole": ours(drawn, 0)}, rounds)
