@@ -182,8 +182,7 @@ def _data(
     train, val = (_open(folder, *files, invalid) for files in (train_files, val_files))
     if (train.category_ids, train.class_names) != (val.category_ids, val.class_names):
         raise ValueError(f"data.root={folder}: train and val list different categories; list the same in both")
-    clean = train.coco
-    train.coco = noisy(clean, label_noise, noise_seed)
+    train.coco = noisy(train.coco, label_noise, noise_seed)
     train.augment = augment
     return Data(train, val)
 

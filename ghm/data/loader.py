@@ -74,7 +74,8 @@ class Batches(Sampler[list[tuple[int, int]]]):
 
     @property
     def steps(self) -> int:
-        return len(self._steps())
+        """Of an epoch; as many as `_steps` deals out, without dealing."""
+        return max(len(self.is_wide) // self.batch_size, 1)
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch

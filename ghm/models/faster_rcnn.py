@@ -72,9 +72,10 @@ class RoIHeads(roi_heads.RoIHeads):
         """Without background in crowd regions."""
         kept = []
         for boxes, target in zip(proposals, targets, strict=True):
-            background = (box_iou(target["boxes"], boxes) < self.proposal_matcher.high_threshold).all(dim=0)
-            crowds = target.get("crowds", target["boxes"][:0])
-            kept.append(boxes[~(background & covered(boxes, crowds))] if len(crowds) else boxes)
+            if len(crowds := target.get("crowds", target["boxes"][:0])):
+                background = (box_iou(target["boxes"], boxes) < self.proposal_matcher.high_threshold).all(dim=0)
+                boxes = boxes[~(background & covered(boxes, crowds))]
+            kept.append(boxes)
         return super().select_training_samples(kept, targets)
 
     def postprocess_detections(
