@@ -145,9 +145,12 @@ def _check_data() -> None:
     for kind in ("small", "medium", "large"):
         rows.append([f"{kind} boxes", *(str(s.sizes[kind]) for s in splits.values())])
     rows.append(["sides, 5 / 50 / 95 %", *(" / ".join(f"{side:.0f}" for side in s.sides) for s in splits.values())])
-    for name in next(iter(splits.values())).per_class:
-        rows.append([f"  {name}", *(str(s.per_class[name]) for s in splits.values())])
+    for classes in zip(*(s.per_class for s in splits.values()), strict=True):
+        rows.append([f"  {classes[0][0]}", *(str(count) for _, count in classes)])
     _table("Every image and annotation is sound", ["", *splits], rows)
+    for name, split in splits.items():
+        if (origin := split.origin) is not None:
+            print(f"{name}: {origin.annotations} with the images in {origin.images}/ ({origin.layout})")
     print(f"Look at {sheet}")
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from omegaconf import DictConfig
 
 from ghm.data import Data, DetectionDataset
+from ghm.data.dataset import Origin
 from ghm.parts import build
 
 SHOWN = 12  # images on the contact sheet
@@ -17,11 +18,12 @@ SHOWN = 12  # images on the contact sheet
 class Summary(NamedTuple):
     """Counts of one split; `sides` are percentiles 5, 50 and 95 of the boxes' sides, sqrt(area), in pixels."""
 
+    origin: Origin | None
     images: int
     empty: int
     boxes: int
     crowds: int
-    per_class: dict[str, int]
+    per_class: list[tuple[str, int]]  # two classes may have one name
     sizes: dict[str, int]  # small, medium, large, as COCO counts them
     sides: tuple[float, float, float]
 
@@ -51,11 +53,12 @@ def summarize(dataset: DetectionDataset) -> Summary:
     areas = np.array([a["area"] for a in objects])
     sides = np.percentile(np.sqrt([a["bbox"][2] * a["bbox"][3] for a in objects] or [0.0]), (5, 50, 95))
     return Summary(
+        origin=dataset.origin,
         images=len(dataset),
         empty=sum(not coco.imgToAnns[image] for image in dataset.image_ids),
         boxes=len(objects),
         crowds=len(crowds),
-        per_class={name: counts[i] for i, name in zip(dataset.category_ids, dataset.class_names, strict=True)},
+        per_class=[(name, counts[i]) for i, name in zip(dataset.category_ids, dataset.class_names, strict=True)],
         sizes={
             "small": int((areas < 32**2).sum()),
             "medium": int(((areas >= 32**2) & (areas < 96**2)).sum()),

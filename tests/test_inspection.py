@@ -18,6 +18,7 @@ def test_a_sound_folder_is_counted_and_drawn(ghm, capsys):
     disks = sum(annotation["category_id"] == 10 for annotation in content["annotations"])
     rows = {line.split("│")[1].strip(): line.split("│")[2].strip() for line in said.splitlines() if "│" in line}
     assert (rows["images"], rows["boxes"], rows["crowds"], rows["disk"]) == ("4", str(boxes), "0", str(disks))
+    assert "train: annotations/instances_train.json with the images in images/ (COCO)" in said
     assert Path("out/contact_sheet.png").stat().st_size > 10_000
 
 

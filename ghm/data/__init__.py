@@ -1,8 +1,9 @@
 """Images in: data sets in COCO's terms, drawn or read, and the batches made of them."""
 
 import ghm.operators  # noqa: F401  (torchvision imports only after it, see there)
-from ghm.data.coco import Data, DetectionDataset, coco2017, coco_folder
+from ghm.data.coco import coco_folder
+from ghm.data.dataset import Data, DetectionDataset
 from ghm.data.loader import train_loader, val_loader
 from ghm.data.shapes import shapes
 
-__all__ = ["Data", "DetectionDataset", "coco2017", "coco_folder", "shapes", "train_loader", "val_loader"]
+__all__ = ["Data", "DetectionDataset", "coco_folder", "shapes", "train_loader", "val_loader"]

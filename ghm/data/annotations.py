@@ -3,42 +3,70 @@
 import contextlib
 import io
 import json
-import logging
-import os
 from collections.abc import Iterator
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Any, Literal
 
 from pycocotools.coco import COCO
 
+from ghm.data import doubts, mending
+from ghm.data.files import check_name
+from ghm.data.findings import Findings
+
 Entry = dict[str, Any]
-log = logging.getLogger(__name__)
 
 FAR = 1e9  # pixels; neither NaN nor infinity is below
 # Keys that only files of other tasks have.
 OTHER_TASKS = {"caption": "captions", "segments_info": "panoptic segments", "score": "detections"}
 
 
-def read(path: Path, invalid: Literal["error", "drop"] = "error", boxes: bool = True) -> COCO:
-    """The checked index of an annotation file.
+def read(path: Path, findings: Findings, boxes: bool = True) -> dict[str, Any]:
+    """The content of an annotation file: images, annotations and categories with all their keys but sizes and boxes.
 
-    Missing crowd flags become 0 and missing areas those of the box. Boxes that are none, have no area or
-    leave their image are an error, or are left out with a warning (`invalid="drop"`, for files that one
-    does not own). `boxes=False` reads a file that lists images alone, as that of COCO's test-dev.
-    ValueError names the file, the entry and the remedy.
+    Whole numbers that are written as text or as 1.0 are read as such. `boxes=False` reads a file that
+    lists images alone, as that of COCO's test-dev. ValueError names the file, the entry and the remedy.
+    """
+    content = _content(path, boxes)
+    images, categories, annotations = (content[key] for key in ("images", "categories", "annotations"))
+    for kind, entries, keys in (
+        ("category", categories, ()),
+        ("image", images, ("width", "height")),
+        ("annotation", annotations, ("image_id", "category_id", "iscrowd")),
+    ):
+        mending.whole_numbers(kind, entries, ("id", *keys), findings)
+    _check_entries(f"{path}: category", categories, {"name": str}, {})
+    _check_entries(f"{path}: image", images, {"file_name": str}, {"width": int, "height": int})
+    _check_entries(f"{path}: annotation", annotations, {"image_id": int, "category_id": int}, {"bbox": list})
+    for image in images:
+        check_name(f"{path}: image {image['id']}", image["file_name"])
+    return content
+
+
+def checked(
+    path: Path, content: dict[str, Any], findings: Findings, invalid: Literal["error", "drop"] = "error"
+) -> COCO:
+    """pycocotools' index over what `read` returned, its boxes checked; every image must have its size by now.
+
+    Missing crowd flags become 0, missing boxes those around the segmentation, missing areas those of the
+    box. Boxes that are none, have no area or leave their image are an error, or are left out with a finding
+    (`invalid="drop"`, for files that one does not own). ValueError names the file, the entry and the remedy.
     """
     if invalid not in ("error", "drop"):
         raise ValueError(f"invalid={invalid}: must be error or drop")
-    content = _content(path, boxes)
-    images, categories, annotations = (content[key] for key in ("images", "categories", "annotations"))
-    _check_entries(f"{path}: category", categories, {"name": str})
-    _check_entries(f"{path}: image", images, {"file_name": str, "width": int, "height": int})
-    _check_entries(f"{path}: annotation", annotations, {"image_id": int, "category_id": int, "bbox": list})
-    for image in images:
-        _check_image(f"{path}: image {image['id']}", image)
-    content["annotations"] = _sound(path, content, drop=invalid == "drop")
-    if boxes and not content["annotations"]:
-        raise ValueError(f"{path}: {len(annotations)} boxes, none of them usable; export it again")
+    for image in content["images"]:
+        if image["width"] < 1 or image["height"] < 1:
+            raise ValueError(
+                f"{path}: image {image['id']}: is {image['width']} x {image['height']} pixels; "
+                "correct it or drop the entry"
+            )
+    count = len(content["annotations"])
+    _check_references(path, content)
+    mending.crowd_flags(content["annotations"], findings)
+    mending.boxes(path, content, findings)
+    doubts.refuse_other_boxes(path, content)
+    content["annotations"] = _sound(path, content, findings, drop=invalid == "drop")
+    if count and not content["annotations"]:
+        raise ValueError(f"{path}: {count} boxes, none of them usable; export it again")
     _complete(content["annotations"])
     return index(content)
 
@@ -50,18 +78,6 @@ def index(content: dict[str, Any]) -> COCO:
     with contextlib.redirect_stdout(io.StringIO()):
         coco.createIndex()
     return coco
-
-
-def check_files(path: Path, coco: COCO, folder: Path) -> None:
-    """Every image that the file at `path` lists lies in `folder`; ValueError names the first that does not."""
-    images = coco.dataset["images"]
-    missing = [entry for entry in images if not os.path.isfile(folder / entry["file_name"])]
-    if missing:
-        first = missing[0]
-        raise ValueError(
-            f"{path}: image {first['id']} lists file_name={first['file_name']!r}, which is not in {folder} "
-            f"({len(missing)} of {len(images)} missing); add the files or drop their entries"
-        )
 
 
 def _content(path: Path, boxes: bool) -> dict[str, Any]:
@@ -88,14 +104,16 @@ def _content(path: Path, boxes: bool) -> dict[str, Any]:
     return content
 
 
-def _check_entries(where: str, entries: list[Any], keys: dict[str, type]) -> None:
+def _check_entries(where: str, entries: list[Any], keys: dict[str, type], optional: dict[str, type]) -> None:
     """Every entry has its keys, of their types, and an id of its own."""
     seen: set[int] = set()
     for place, entry in enumerate(entries):
         if not isinstance(entry, dict):
             raise ValueError(f"{where} number {place + 1}: is not a set of keys; export the file again")
-        for key, kind in {"id": int, **keys}.items():
+        for key, kind in {"id": int, **keys, **optional}.items():
             value = entry.get(key)
+            if value is None and key in optional:
+                continue
             if value is None:
                 raise ValueError(f"{where} {entry.get('id')}: has no {key}; add it or drop the entry")
             if not isinstance(value, kind) or isinstance(value, bool):
@@ -106,38 +124,35 @@ def _check_entries(where: str, entries: list[Any], keys: dict[str, type]) -> Non
         seen.add(entry["id"])
 
 
-def _check_image(where: str, image: Entry) -> None:
-    name = image["file_name"]
-    path = PureWindowsPath(name)  # to it, / and \ and C: all mean something
-    if ".." in path.parts or path.anchor or "\0" in name:
-        raise ValueError(f"{where}: file_name={name!r}: leaves the folder of the images; correct it or drop the entry")
-    if image["width"] < 1 or image["height"] < 1:
-        raise ValueError(f"{where}: is {image['width']} x {image['height']} pixels; correct it or drop the entry")
-
-
-def _sound(path: Path, content: dict[str, Any], drop: bool) -> list[Entry]:
-    """The annotations with boxes that are some; ValueError for the first other one, unless they are dropped."""
-    images = {image["id"]: image for image in content["images"]}
-    categories = {category["id"] for category in content["categories"]}
-    sound, faults = [], []
+def _check_references(path: Path, content: dict[str, Any]) -> None:
+    """Every annotation is of an image and a category of the file, and its other numbers are some."""
+    known = {
+        kind: {entry["id"] for entry in content[plural]}
+        for kind, plural in (("image", "images"), ("category", "categories"))
+    }
     for annotation in content["annotations"]:
         where = f"{path}: annotation {annotation['id']}"
-        for kind, ids in (("image", images), ("category", categories)):
+        for kind, ids in known.items():
             if (value := annotation[f"{kind}_id"]) not in ids:
                 raise ValueError(f"{where}: {kind}_id={value} is not among the file's; correct it or drop the entry")
         for key in ("area", "iscrowd"):
             if not isinstance(value := annotation.get(key), int | float | None):
                 raise ValueError(f"{where}: {key}={value!r:.80}: must be a number; correct it or leave it out")
-        if (fault := next(_faults(annotation["bbox"], images[annotation["image_id"]]), None)) is None:
+
+
+def _sound(path: Path, content: dict[str, Any], findings: Findings, drop: bool) -> list[Entry]:
+    """The annotations with boxes that are some; ValueError for the first other one, unless they are dropped."""
+    images = {image["id"]: image for image in content["images"]}
+    sound = []
+    for annotation in content["annotations"]:
+        fault = next(_faults(annotation["bbox"], images[annotation["image_id"]]), None)
+        described = f"annotation {annotation['id']}: bbox={annotation['bbox']} {fault}"
+        if fault is None:
             sound.append(annotation)
         elif drop:
-            faults.append(f"{where}: bbox={annotation['bbox']} {fault}")
+            findings.add("boxes left out", described)
         else:
-            raise ValueError(
-                f"{where}: bbox={annotation['bbox']} {fault}; correct it, or leave out all such with data.invalid=drop"
-            )
-    if faults:
-        log.warning("%s (%d such left out)", faults[0], len(faults))
+            raise ValueError(f"{path}: {described}; correct it, or leave out all such with data.invalid=drop")
     return sound
 
 
@@ -157,8 +172,6 @@ def _complete(annotations: list[Entry]) -> None:
     """Fill in what scoring needs. pycocotools takes id 0 for "matched with nothing", so ids start at 1."""
     first = min((annotation["id"] for annotation in annotations), default=1)
     for annotation in annotations:
-        if annotation.get("iscrowd") is None:
-            annotation["iscrowd"] = 0
         if annotation.get("area") is None:
             annotation["area"] = annotation["bbox"][2] * annotation["bbox"][3]
         annotation["id"] += max(1 - first, 0)

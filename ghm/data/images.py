@@ -44,6 +44,16 @@ def read_image(path: Path, entry: dict[str, Any]) -> Tensor:
         raise _about(path, entry, error) from error
 
 
+def upright_size(path: Path, entry: dict[str, Any]) -> tuple[int, int]:
+    """Width and height as annotation tools show the image. ValueError when it is none."""
+    try:
+        with Image.open(path) as image:
+            turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+            return (image.height, image.width) if turned else image.size
+    except UNREADABLE as error:
+        raise _about(path, entry, error) from error
+
+
 def check_headers(folder: Path, entries: Iterable[dict[str, Any]]) -> None:
     """Every file is an image of the size its entry gives, by its header: a fraction of a millisecond each.
 

@@ -11,7 +11,7 @@ from pycocotools.coco import COCO
 from torch import Tensor
 
 from ghm.data.annotations import index
-from ghm.data.coco import Augment, Data, DetectionDataset
+from ghm.data.dataset import Augment, Data, DetectionDataset
 from ghm.data.noise import check_share, noisy
 
 CLASSES = ("disk", "square", "triangle", "ring")

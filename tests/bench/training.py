@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from ghm import evaluate
 from ghm.checkpoint import RunState
 from ghm.data import Data, coco_folder, shapes, train_loader, val_loader
-from ghm.data.coco import DetectionDataset
+from ghm.data.dataset import DetectionDataset
 from ghm.data.loader import collate
 from ghm.engine import fit
 from ghm.losses import FocalLoss, SmoothL1

@@ -1,12 +1,15 @@
 """COCO 2017 as it is unpacked: where its files lie, and what is said where they do not."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from ghm.data import coco2017
+from ghm.data import coco_folder
 from tests.coco import CONTENT, changed, save
+
+coco2017 = partial(coco_folder, train="train2017", val="val2017", invalid="drop")
 
 
 @pytest.fixture
@@ -56,7 +59,7 @@ def test_coco2017_leaves_faulty_boxes_out_of_itself(unpacked, caplog):
 def test_a_missing_file_of_coco2017_is_named(unpacked, name):
     (unpacked / name).unlink()
     val = Path(name).stem.split("_")[-1]
-    with pytest.raises(ValueError, match=f"^data.root={unpacked}: no {name} there; .*data=coco2017"):
+    with pytest.raises(ValueError, match=f"^data.root={unpacked}: no annotations/instances_{val}.json there"):
         coco2017(str(unpacked), val=val)
 
 

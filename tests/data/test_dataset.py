@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from ghm.data.annotations import index
-from ghm.data.coco import DetectionDataset
+from ghm.data.dataset import DetectionDataset
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "data" / "augment"
 AUGMENTS = sorted(file.stem for file in CONF.glob("*.yaml"))
