@@ -119,7 +119,7 @@ def restore(state: RunState, folder: Path) -> bool:
 
 def _epochs(folder: Path) -> list[Path]:
     """Newest first."""
-    return sorted(folder.glob(EPOCH), reverse=True)
+    return sorted(folder.glob(EPOCH), key=lambda path: int(path.stem.split("-")[1]), reverse=True)
 
 
 def _link(path: Path, name: Path) -> None:

@@ -18,6 +18,11 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from ghm import arguments
+from ghm.paths import expanded
+from ghm.provenance import record
+from ghm.secrets import hidden
+
 CONF = Path(__file__).resolve().parents[1] / "conf"
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 
@@ -35,9 +40,9 @@ HYDRA_FULL_ERROR=1 shows tracebacks.
 """
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(words: list[str] | None = None) -> None:
     """Entry point. Exit codes: 0 done, 1 a run failed or nothing was learned, 2 bad input, 130 interrupted."""
-    verb, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    verb, *rest = (sys.argv[1:] if words is None else words) or ["--help"]
     if verb == "data" and rest:
         verb, rest = f"data {rest[0]}", rest[1:]
     verbs: dict[str, Callable[[], None]] = {
@@ -53,7 +58,6 @@ def main(arguments: list[str] | None = None) -> None:
         return
     if verb not in verbs:
         _stop(BAD_INPUT, f"unknown verb {verb!r}: use one of {', '.join(verbs)}")
-    sys.argv = [f"ghm {verb}", *rest]
     for name in ("ray.train", "mlflow.store", "alembic", "urllib3"):  # a run says it better
         logging.getLogger(name).setLevel(logging.ERROR)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as orderly as Ctrl-C
@@ -61,6 +65,8 @@ def main(arguments: list[str] | None = None) -> None:
     # Hydra would print and exit 1 by itself; here it has to raise, so that each kind gets its own line and code.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
+        flags, overrides = ([], rest) if verb == "data fetch" else arguments.read(rest)
+        sys.argv = [f"ghm {verb}", *flags, *overrides]
         verbs[verb]()
     except (KeyboardInterrupt, Exception) as error:
         _end(error, traced=bool(full_error))
@@ -76,7 +82,7 @@ def _end(error: BaseException, traced: bool = False) -> NoReturn:
     from sweeps.controller import SweepFailed
 
     if traced:
-        traceback.print_exception(error)
+        print(hidden("".join(traceback.format_exception(error))), file=sys.stderr)
     if isinstance(error, KeyboardInterrupt):
         _stop(
             INTERRUPTED,
@@ -84,9 +90,11 @@ def _end(error: BaseException, traced: bool = False) -> NoReturn:
         )
     if isinstance(error, ValueError | HydraException | OmegaConfBaseException):
         _stop(BAD_INPUT, _one_line(error))
-    if not traced and not isinstance(error, SweepFailed):  # its trials have recorded theirs
-        traceback.print_exception(error.__cause__ if isinstance(error, TrainingError) else error)
-    _stop(FAILED, _one_line(error))
+    if isinstance(error, OSError) and error.filename is not None:  # the first file that a command touches
+        _stop(BAD_INPUT, f"{error.filename}: {error.strerror}; give another path, or make this one usable")
+    if isinstance(error, SweepFailed | TrainingError):  # they have recorded their tracebacks
+        _stop(FAILED, _one_line(error))
+    _stop(FAILED, f"{type(error).__name__}: {_one_line(error)}; HYDRA_FULL_ERROR=1 shows where")
 
 
 def _train() -> None:
@@ -105,6 +113,7 @@ def _hydra(task: Callable[[DictConfig], Any], config: str) -> Any:
     @functools.wraps(task)
     def quiet(cfg: DictConfig) -> Any:
         try:
+            record(Path(cfg.cwd) / cfg.dir, cfg, HydraConfig.get().overrides.task)
             results.append(task(cfg))
         except BaseException as error:
             errors.append(error)
@@ -171,7 +180,7 @@ def _fetch_data() -> None:
     for key in ("test", "keep"):
         if not isinstance(options[key], bool):
             raise ValueError(f"{key}={options[key]}: must be true or false")
-    fetch.coco2017(Path(options.root), test=options.test, keep=options.keep)
+    fetch.coco2017(Path(expanded(str(options.root))), test=options.test, keep=options.keep)
     print(f"Ready: ghm train data=coco2017 data.root={options.root}")
 
 
@@ -189,11 +198,11 @@ def _table(title: str, columns: list[str], rows: list[list[str]]) -> None:
 
 def _report() -> None:
     # The sweep's own command line is understood: what it sweeps over does not matter here.
-    given = [argument for argument in sys.argv[1:] if argument not in ("-m", "--multirun")]
+    given = [word for word in sys.argv[1:] if word not in ("-m", "--multirun")]
     overrides = OverridesParser.create().parse_overrides(given)
-    arguments = [str(override.input_line) for override in overrides if not override.is_sweep_override()]
+    plain = [str(override.input_line) for override in overrides if not override.is_sweep_override()]
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        config = hydra.compose("train", arguments, return_hydra_config=True)
+        config = hydra.compose("train", plain, return_hydra_config=True)
     HydraConfig.instance().set_config(config)
     report(config)
 
@@ -220,7 +229,7 @@ def report(config: DictConfig) -> None:
 
 
 def _stop(code: int, message: str) -> NoReturn:
-    print(f"ghm: {message}", file=sys.stderr)
+    print(f"ghm: {hidden(message)}", file=sys.stderr)
     raise SystemExit(code)
 
 
@@ -244,3 +253,7 @@ class SweepReport(Callback):
             report(config)
         except Exception as error:  # Hydra would turn it into a warning
             _end(error)
+
+
+if __name__ == "__main__":
+    main()

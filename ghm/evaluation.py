@@ -1,7 +1,6 @@
 """`ghm evaluate`: any checkpoint on any data, as numbers, tables and figures in a folder."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from ghm import checkpoint, evaluate
 from ghm.data import Data, val_loader
 from ghm.evaluate import Judgement
 from ghm.parts import build, build_model, from_recipe
+from ghm.paths import absolute
 
 
 def run(cfg: DictConfig) -> tuple[dict[str, Any], Path]:
@@ -22,13 +22,12 @@ def run(cfg: DictConfig) -> tuple[dict[str, Any], Path]:
     figures. Returns the metrics, empty without true boxes, and the folder. ValueError when
     the data's classes are not those the checkpoint was trained on.
     """
-    path, folder = Path(cfg.cwd) / cfg.checkpoint, Path(cfg.cwd) / cfg.dir
+    cfg = absolute(cfg)
+    path, folder = Path(cfg.checkpoint), Path(cfg.dir)
     content = checkpoint.read(path)
     made = from_recipe(content["recipe"], str(path))
     if cfg.data is not None:
         made.data = cfg.data
-        if made.data.get("root") is not None:
-            made.data.root = os.path.abspath(Path(cfg.cwd) / made.data.root)
     data: Data = build(made, "data")
     known, given = list(made.class_names), data.val.class_names
     if known != given:

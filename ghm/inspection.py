@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from ghm.data import Data, DetectionDataset
 from ghm.data.dataset import Origin
 from ghm.parts import build
+from ghm.paths import absolute
 
 SHOWN = 12  # images on the contact sheet
 
@@ -34,14 +35,14 @@ def run(cfg: DictConfig) -> tuple[dict[str, Summary], Path]:
     Returns a summary of train and val, and the path of a sheet of annotated images. ValueError names the
     damaged images, up to ten of them.
     """
-    cfg.data.root = None if cfg.data.root is None else str(Path(cfg.cwd) / cfg.data.root)
+    cfg = absolute(cfg)
     data: Data = build(cfg, "data")
     splits = {"train": data.train, "val": data.val}
     faults = [fault for dataset in splits.values() for fault in _decode(dataset)]
     if faults:
         more = f" (and {len(faults) - 10} more)" if len(faults) > 10 else ""
         raise ValueError("; ".join(faults[:10]) + more)
-    sheet = _sheet(data.train, Path(cfg.cwd) / cfg.dir / "contact_sheet.png")
+    sheet = _sheet(data.train, Path(cfg.dir) / "contact_sheet.png")
     return {name: summarize(dataset) for name, dataset in splits.items()}, sheet
 
 

@@ -4,6 +4,8 @@ import re
 from collections.abc import Iterator
 from functools import cache
 from importlib import import_module
+from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import torch
@@ -17,7 +19,22 @@ from ghm import evaluate
 from ghm.data import Data
 from ghm.data.loader import Batches
 from ghm.engine import AMP, moving_average
+from ghm.paths import expanded
 from ghm.tracking import Tracker
+
+# Choices of files in conf/, which Hydra writes with a slash.
+GROUPS = (
+    "data",
+    "data.augment",
+    "model",
+    "loss",
+    "loss.cls",
+    "loss.box",
+    "optimizer",
+    "schedule",
+    "scaling",
+    "tracking",
+)
 
 # Keys that hold a whole number, and the least that makes sense.
 WHOLE = {
@@ -101,6 +118,10 @@ def open_tracker(cfg: DictConfig) -> Tracker:
 
 def check(cfg: DictConfig) -> None:
     """Everything that can be known to be wrong before a run starts; ValueError names key, value, remedy."""
+    for key in GROUPS:
+        if isinstance(value := OmegaConf.select(cfg, key), str):
+            raise ValueError(f"{key}={value}: is a choice of files, not a value; write {key.replace('.', '/')}={value}")
+    _check_place(Path(cfg.cwd) / expanded(cfg.runs))
     for key in sorted(OmegaConf.missing_keys(cfg)):
         raise ValueError(f"{key}=???: has no value; give one, as in {key}=VALUE")
     for key, least in WHOLE.items():
@@ -135,12 +156,30 @@ def check(cfg: DictConfig) -> None:
     open_tracker(cfg)
 
 
+def _check_place(runs: Path) -> None:
+    """ValueError where nothing can be written; what writes there later would try again and again first."""
+    try:
+        runs.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=runs):
+            pass
+        for path in runs.glob("*.db"):
+            with path.open("r+b"):
+                pass
+    except OSError as error:
+        reason = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+        raise ValueError(f"runs={runs}: cannot be written ({reason}); give runs=FOLDER, or set GHM_RUNS") from error
+
+
 def _check_numbers(cfg: DictConfig) -> None:
     """What no constructor sees."""
     if cfg.clip_grad is not None and not (isinstance(cfg.clip_grad, int | float) and cfg.clip_grad > 0):
         raise ValueError(f"clip_grad={cfg.clip_grad}: must be above 0, or null for none")
     if cfg.lr_batch is not None and not (isinstance(cfg.lr_batch, int | float) and cfg.lr_batch > 0):
         raise ValueError(f"lr_batch={cfg.lr_batch}: must be above 0, or null for a rate that is never scaled")
+    for key in ("scaling.cpus", "scaling.gpus", "scaling.slot.cpus", "scaling.slot.gpus"):
+        value = OmegaConf.select(cfg, key)
+        if value is not None and not (isinstance(value, int | float) and value >= 0):
+            raise ValueError(f"{key}={value}: must be a number of at least 0")
     for key, choices in (("device", ("auto", "cpu", "cuda")), ("amp", (None, *AMP))):
         if cfg[key] not in choices:
             named = ", ".join(choice or "null" for choice in choices)
@@ -150,6 +189,13 @@ def _check_numbers(cfg: DictConfig) -> None:
             raise ValueError(f"{key}={cfg[key]}: must be true or false")
     if cfg.device == "cuda" and cfg.scaling.num_workers == 0 and not torch.cuda.is_available():
         raise ValueError("device=cuda: torch sees no GPU here; leave it at auto")
+
+
+def division(cfg: DictConfig) -> dict[str, list[str]]:
+    """The images of train and val, by file name."""
+    data = _data(OmegaConf.to_yaml(cfg.data, resolve=True))
+    splits = {"train": data.train.coco, "val": data.val.coco}
+    return {name: [image["file_name"] for image in coco.dataset["images"]] for name, coco in splits.items()}
 
 
 @cache

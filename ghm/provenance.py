@@ -2,8 +2,13 @@
 
 import importlib.metadata
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from ghm.secrets import without_secrets
 
 PACKAGES = ("ghm", "torch", "torchvision", "ray", "hydra-core", "optuna", "mlflow", "pycocotools", "numpy")
 
@@ -19,6 +24,15 @@ def commit() -> str:
 
 def packages() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+def record(folder: Path, config: DictConfig, overrides: Iterable[str]) -> None:
+    """Write what Hydra leaves in a job's folder, without passwords: .hydra/config.yaml and .hydra/overrides.yaml."""
+    place = folder / ".hydra"
+    place.mkdir(parents=True, exist_ok=True)
+    resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=False)
+    OmegaConf.save(OmegaConf.create(without_secrets(resolved)), place / "config.yaml")
+    OmegaConf.save(OmegaConf.create(without_secrets(list(overrides))), place / "overrides.yaml")
 
 
 def flat(node: Any, path: str = "") -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """One run as the command line and a sweep start it: checked, recorded, handed to Ray Train, and ended orderly."""
 
-import copy
 import json
 import os
 import signal
@@ -18,7 +17,9 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from ghm import provenance
-from ghm.parts import check, open_tracker
+from ghm.parts import check, division, open_tracker
+from ghm.paths import absolute
+from ghm.secrets import without_secrets
 from ghm.tracking import Run
 from ghm.worker import train_worker
 
@@ -37,7 +38,7 @@ def train(cfg: DictConfig) -> float:
     Returns the objective after the last epoch. ValueError for settings that cannot work, before
     anything is recorded; TrainingError when the run itself fails.
     """
-    cfg = _with_absolute_paths(cfg)
+    cfg = absolute(cfg)
     check(cfg)
     folder = Path(cfg.dir)
     with _cluster(cfg.scaling):
@@ -58,20 +59,6 @@ def train(cfg: DictConfig) -> float:
     else:
         run.finish("FINISHED", "finished")
     return float(result["metrics"][cfg.objective])
-
-
-def _with_absolute_paths(cfg: DictConfig) -> DictConfig:
-    """Ray's processes work in folders of their own; paths are meant from where the command was given."""
-    cfg = copy.deepcopy(cfg)
-    for key in ("runs", "dir", "data.root", "model.weights"):
-        path = OmegaConf.select(cfg, key)
-        # What is no file may be the name of torchvision's own weights.
-        if path is not None and (key != "model.weights" or (Path(cfg.cwd) / path).exists()):
-            OmegaConf.update(cfg, key, os.path.abspath(Path(cfg.cwd) / path))
-    uri = cfg.tracking.uri
-    if uri and uri.startswith("sqlite:///"):
-        cfg.tracking.uri = f"sqlite:///{os.path.abspath(Path(cfg.cwd) / uri.removeprefix('sqlite:///'))}"
-    return cfg
 
 
 def _open_run(cfg: DictConfig, folder: Path) -> tuple[Run, bool]:
@@ -100,19 +87,19 @@ def _settings(cfg: DictConfig) -> dict[str, Any]:
     """All that a run's numbers depend on, by dotted key: not where it runs or what is kept where."""
     places = ("cwd", "dir", "runs", "tracking", "trial")
     about = OmegaConf.create({key: cfg[key] for key in cfg if key not in places})
-    return provenance.flat(OmegaConf.to_container(about, resolve=True))
+    return without_secrets(provenance.flat(OmegaConf.to_container(about, resolve=True)))
 
 
 def _describe(run: Run, cfg: DictConfig, folder: Path) -> None:
     """Record all that the run depends on: config, overrides, versions of packages."""
     run.log_params(_settings(cfg))
-    # Without the tracker's address, which may hold a password.
-    kept = OmegaConf.create({key: cfg[key] for key in cfg if key != "tracking"})
-    run.log_text(OmegaConf.to_yaml(kept, resolve=True), "config/config.yaml")
+    run.log_text(OmegaConf.to_yaml(cfg, resolve=True), "config/config.yaml")
     run.log_text(json.dumps(provenance.packages(), indent=2), "config/packages.json")
     overrides = folder / ".hydra" / "overrides.yaml"
     if overrides.exists():
         run.log_file(overrides, "config")
+    if OmegaConf.select(cfg, "data.val_share") is not None:
+        run.log_text(json.dumps(division(cfg), indent=2), "config/division.json")
 
 
 def _fit(cfg: DictConfig, folder: Path, run_id: str) -> dict[str, Any]:

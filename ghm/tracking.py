@@ -1,7 +1,6 @@
 """The only door to MLflow: one experiment a project, a parent run a sweep, a child run a trial."""
 
 import os
-import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +11,8 @@ from mlflow.entities import Run as Record
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
+
+from ghm.secrets import hidden
 
 BATCH = 100  # MLflow takes at most 100 parameters or tags, and 1000 metrics, in one call
 PARAM_LENGTH = 6000
@@ -30,18 +31,18 @@ class Run:
         self._client.log_batch(self.run_id, [Metric(key, float(value), now, step) for key, value in metrics.items()])
 
     def log_params(self, params: Mapping[str, object]) -> None:
-        entries = [Param(key, str(value)[:PARAM_LENGTH]) for key, value in params.items()]
+        entries = [Param(key, hidden(str(value))[:PARAM_LENGTH]) for key, value in params.items()]
         for start in range(0, len(entries), BATCH):
             self._client.log_batch(self.run_id, params=entries[start : start + BATCH])
 
     def set_tags(self, tags: Mapping[str, object]) -> None:
-        self._client.log_batch(self.run_id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
+        self._client.log_batch(self.run_id, tags=[RunTag(key, hidden(str(value))) for key, value in tags.items()])
 
     def log_file(self, path: Path, folder: str) -> None:
         self._client.log_artifact(self.run_id, str(path), folder)
 
     def log_text(self, text: str, path: str) -> None:
-        self._client.log_text(self.run_id, text, path)
+        self._client.log_text(self.run_id, hidden(text), path)
 
     def finish(self, status: str, state: str) -> None:
         """`status` as MLflow knows it (FINISHED, FAILED, KILLED); `state` tells pruned from cancelled."""
@@ -64,9 +65,9 @@ class Tracker:
                 found = self.client.get_experiment_by_name(experiment)
                 self.experiment_id = found.experiment_id if found else self._create(experiment, artifacts)
         except Exception as error:  # every kind of store fails in its own way
-            reason = _without_password(str(error).splitlines()[0][:200])
+            reason = hidden(str(error).splitlines()[0][:200])
             raise ValueError(
-                f"MLFLOW_TRACKING_URI={_without_password(uri)}: no tracking server answers there ({reason}); "
+                f"MLFLOW_TRACKING_URI={hidden(uri)}: no tracking server answers there ({reason}); "
                 "start it, correct the address, or unset it to track under runs/"
             ) from error
 
@@ -96,7 +97,7 @@ class Tracker:
         if parent is not None:
             tags[MLFLOW_PARENT_RUN_ID] = parent
         record = self.client.create_run(
-            self.experiment_id, tags={key: str(value) for key, value in tags.items()}, run_name=name
+            self.experiment_id, tags={key: hidden(str(value)) for key, value in tags.items()}, run_name=name
         )
         return Run(self.client, record.info.run_id)
 
@@ -152,10 +153,6 @@ class Tracker:
     def history(self, run_id: str, metric: str) -> list[tuple[int, float]]:
         """(step, value) of one metric, in order of steps."""
         return sorted((entry.step, entry.value) for entry in self.client.get_metric_history(run_id, metric))
-
-
-def _without_password(text: str) -> str:
-    return re.sub(r"//[^/@\s]*@", "//***@", text)
 
 
 @contextmanager

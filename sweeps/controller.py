@@ -10,6 +10,7 @@ from optuna.samplers import BaseSampler
 from optuna.study import Study
 from optuna.trial import Trial, TrialState
 
+from ghm.secrets import hidden
 from ghm.tracking import Tracker
 from sweeps.pool import Outcome, Pool, Task
 from sweeps.space import Params, Space
@@ -117,7 +118,7 @@ class Controller:
         trial = self.trials.pop(number)
         label = self.search.space.label(trial.params)
         if outcome.error is not None:
-            trial.set_user_attr("error", outcome.error[-4000:])
+            trial.set_user_attr("error", hidden(outcome.error)[-4000:])
             self.study.tell(trial, state=TrialState.FAIL)
             reason = outcome.error.strip().splitlines()[-1]
             self.view.ended(number, "failed", None, reason)

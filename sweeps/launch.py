@@ -40,14 +40,23 @@ class Sweep:
     objective: str
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[\w .-]+", self.name):
+        if not re.fullmatch(r"\w([\w .-]*[\w-])?", self.name):
             raise ValueError(
-                f"hydra.sweeper.study_name={self.name}: may hold letters, digits, space, dot, - and _ only"
+                f"hydra.sweeper.study_name={self.name}: may hold letters, digits, space, dot, - and _ only, "
+                "and neither begin nor end with a dot or a space"
             )
         for key in ("n_trials", "n_jobs"):
             value = getattr(self, key)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"hydra.sweeper.{key}={value}: must be a whole number of at least 1")
+        if not isinstance(self.max_failure_rate, int | float) or not 0 <= self.max_failure_rate <= 1:
+            raise ValueError(f"hydra.sweeper.max_failure_rate={self.max_failure_rate}: must be in [0, 1]")
+        for key in ("cpus", "gpus"):
+            value = getattr(self, key)
+            if not isinstance(value, int | float) or isinstance(value, bool) or value < 0:
+                raise ValueError(
+                    f"hydra.sweeper.slot.{key}={value} (scaling.slot.{key}): must be a number of at least 0"
+                )
         if self.direction not in ("maximize", "minimize"):
             raise ValueError(f"hydra.sweeper.direction={self.direction}: must be maximize or minimize")
 

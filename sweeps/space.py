@@ -1,7 +1,8 @@
 """The search space: Hydra's sweep syntax in, Optuna's distributions inside, Hydra overrides out."""
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +11,10 @@ from hydra.core.override_parser.types import IntervalSweep, Override, QuotedStri
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import Trial
 
+from ghm.secrets import without_secrets
+
 Params = dict[str, Any]
+MANY = 100_000  # values of a range, above which it counts as endless
 
 
 @dataclass(frozen=True)
@@ -43,14 +47,14 @@ class Dimension:
                 return isinstance(value, int | float) and low <= value <= high
         raise AssertionError(self.distribution)
 
-    def values(self) -> list[Any] | None:
-        """All values, or None if there is no end of them."""
+    def values(self) -> Sequence[Any] | None:
+        """All values, or None if there is no end of them. A range is not written out."""
         match self.distribution:
             case CategoricalDistribution(choices=choices):
                 return list(choices)
             case IntDistribution(low=low, high=high, step=step):
-                return list(range(low, high + 1, step))
-            case FloatDistribution(low=low, high=high, step=float(step)):
+                return range(low, high + 1, step)
+            case FloatDistribution(low=low, high=high, step=float(step)) if (high - low) / step < MANY:
                 return [low + step * place for place in range(round((high - low) / step) + 1)]
         return None
 
@@ -122,7 +126,7 @@ class Space:
                     longer.append(point)
                     continue
                 values = dimension.values()
-                if values is None or len(values) > most:
+                if values is None or len(longer) + len(values) > most:
                     return None
                 longer += [point | {dimension.key: value} for value in values]
             points = longer
@@ -149,41 +153,80 @@ class Space:
     def fingerprint(self) -> str:
         """Says whether two sweeps search the same: JSON of what is fixed and what is swept."""
         swept = {d.key: [repr(d.distribution), d.condition] for d in self.dimensions}
-        return json.dumps({"fixed": self.fixed, "swept": swept}, sort_keys=True)
+        return json.dumps({"fixed": without_secrets(self.fixed), "swept": swept}, sort_keys=True)
 
 
 def parse(arguments: list[str], params: Mapping[str, str], when: Mapping[str, Mapping[str, str]], loader: Any) -> Space:
     """Space of a sweep from `hydra.sweeper.{params,when}` and the command line, which has the last word.
 
-    `loader` is Hydra's config loader. ValueError names the key that cannot be swept so.
+    `loader` is Hydra's config loader. ValueError names the key that cannot be swept so, or is swept twice.
     """
     parser = OverridesParser.create(config_loader=loader)
     given = parser.parse_overrides(arguments)
     spoken = {override.get_key_element() for override in given}
-    configured = parser.parse_overrides([_written(key, value) for key, value in params.items() if key not in spoken])
-    overrides = [*configured, *given]
+    every = parser.parse_overrides([_written("params", key, value) for key, value in params.items()])
+    overrides = [*(override for override in every if override.get_key_element() not in spoken), *given]
     fixed = {o.get_key_element(): o.get_value_element_as_str() for o in overrides if not o.is_sweep_override()}
     dimensions = [_dimension(override) for override in overrides if override.is_sweep_override()]
-    known = {dimension.key for dimension in dimensions} | fixed.keys()
+    conditions: dict[str, list[str]] = {override.get_key_element(): [] for override in overrides}
     for condition, conditional in when.items():
-        key, equals, _ = condition.partition("=")
-        if not equals or key not in known:
-            raise ValueError(
-                f"hydra.sweeper.when={condition}: nothing chooses {key}; sweep it or fix it, and write {key}=VALUE"
-            )
-        for override in parser.parse_overrides([_written(key, value) for key, value in conditional.items()]):
+        _check_condition(condition, [*every, *given], loader)
+        for override in parser.parse_overrides([_written("when", key, value) for key, value in conditional.items()]):
+            key = override.get_key_element()
             if not override.is_sweep_override():
                 raise ValueError(
                     f"hydra.sweeper.when={condition}: {override.input_line} sweeps nothing; fix it elsewhere"
                 )
-            if override.get_key_element() not in spoken:
-                dimensions.append(_dimension(override, condition))
+            if key in spoken:
+                continue
+            if key in conditions and not all(_exclude(condition, other) for other in conditions[key] or [""]):
+                raise ValueError(
+                    f"hydra.sweeper.when={condition}: {key} is swept twice, here and in "
+                    f"{' and '.join(conditions[key]) or 'hydra.sweeper.params'}; sweep it in one place"
+                )
+            conditions.setdefault(key, []).append(condition)
+            dimensions.append(_dimension(override, condition))
     return Space(dimensions, fixed)
 
 
-def _written(key: str, value: Any) -> str:
+def _exclude(one: str, other: str) -> bool:
+    """Whether two conditions never hold together: other values of one choice."""
+    return one != other and one.partition("=")[0] == other.partition("=")[0]
+
+
+def _check_condition(condition: str, overrides: list[Override], loader: Any) -> None:
+    """ValueError for a condition that nothing can fulfil, or that is on a range of numbers."""
+    key, equals, value = condition.partition("=")
+    about = [override for override in overrides if override.get_key_element() == key]
+    if not equals or not about:
+        raise ValueError(
+            f"hydra.sweeper.when={condition}: nothing chooses {key}; sweep it or fix it, and write {key}=VALUE"
+        )
+    values: set[str] = set(loader.get_group_options(key))
+    for override in about:
+        if isinstance(override.value(), IntervalSweep | RangeSweep):
+            raise ValueError(
+                f"hydra.sweeper.when={condition}: {override.input_line} is a range, and a condition is on a choice; "
+                f"sweep it as {key}=choice({value},...)"
+            )
+        if override.is_sweep_override():
+            values |= {Override._get_value_element_as_str(x) for x in override.sweep_iterator()}
+        else:
+            values.add(override.get_value_element_as_str())
+    if value not in values:
+        raise ValueError(f"hydra.sweeper.when={condition}: {key} is never {value}, only {', '.join(sorted(values))}")
+
+
+def _written(where: str, key: str, value: Any) -> str:
     """As Hydra writes it: YAML's null, true and false arrive here as Python's."""
-    return f"{key}={value if isinstance(value, str) else json.dumps(value)}"
+    if isinstance(value, str):
+        return f"{key}={value}"
+    if isinstance(value, bool | int | float | None):
+        return f"{key}={json.dumps(value)}"
+    values = ",".join(str(one) for one in value)
+    raise ValueError(
+        f"hydra.sweeper.{where}.{key}={value}: must be a sweep written as a text, as 'choice({values})' or 'range(0,3)'"
+    )
 
 
 def _dimension(override: Override, condition: str | None = None) -> Dimension:
@@ -213,11 +256,14 @@ def _interval(sweep: IntervalSweep) -> BaseDistribution:
 
 def _range(sweep: RangeSweep) -> BaseDistribution:
     """Half open, as Hydra's `range`: the last value is the largest below `stop`."""
-    values = list(sweep.range())
-    if not values:
+    if sweep.start is None or sweep.stop is None or sweep.step == 0:
+        raise ValueError("it needs a start, a stop and a step other than 0")
+    # As many steps as stay short of `stop`; a float's last one may reach it by rounding.
+    count = math.ceil(round((sweep.stop - sweep.start) / sweep.step, 9))
+    if count < 1:
         raise ValueError("it holds no value")
-    low, high = min(values[0], values[-1]), max(values[0], values[-1])
-    log, step = "log" in sweep.tags, abs(sweep.step)
+    ends = (sweep.start, round(sweep.start + (count - 1) * sweep.step, 12))
+    low, high, log, step = min(ends), max(ends), "log" in sweep.tags, abs(sweep.step)
     if all(isinstance(value, int) for value in (sweep.start, sweep.stop, sweep.step)):
         return IntDistribution(int(low), int(high), log=log, step=int(step))
     return FloatDistribution(float(low), float(high), log=log, step=None if log else float(step))

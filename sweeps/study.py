@@ -6,11 +6,13 @@ from typing import Any
 
 import optuna
 from optuna.storages import BaseStorage, RDBStorage
+from optuna.storages._rdb.models import BaseModel
 from optuna.study import Study
 from optuna.trial import TrialState
-from sqlalchemy import event
+from sqlalchemy import event, inspect
 from sqlalchemy.exc import SQLAlchemyError
 
+from ghm.secrets import hidden
 from sweeps.space import Params, Space
 
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
@@ -24,13 +26,26 @@ def open_storage(url: str | None, folder: Path) -> BaseStorage:
     try:
         storage = RDBStorage(url)
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError, RuntimeError, ImportError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"hydra.sweeper.storage={url}: cannot be opened ({reason}); correct it") from error
+        reason = hidden(str(error).splitlines()[0])
+        raise ValueError(f"hydra.sweeper.storage={hidden(url)}: cannot be opened ({reason}); correct it") from error
+    _check_schema(storage, url)
     if url.startswith("sqlite"):
         # Write-ahead logging lets a dashboard read while trials are written.
         event.listen(storage.engine, "connect", lambda connection, _: connection.execute("PRAGMA journal_mode=WAL"))
         storage.engine.dispose()
     return storage
+
+
+def _check_schema(storage: RDBStorage, url: str) -> None:
+    """ValueError for a database whose tables are not those of this Optuna; its own check compares only versions."""
+    there = inspect(storage.engine)
+    for table in BaseModel.metadata.tables.values():
+        lacking = {column.name for column in table.columns} - {one["name"] for one in there.get_columns(table.name)}
+        if lacking:
+            raise ValueError(
+                f"hydra.sweeper.storage={hidden(url)}: was made by another version of Optuna (its table "
+                f"{table.name} has no {min(lacking)}); upgrade it with `optuna storage upgrade`, or give another"
+            )
 
 
 def open_study(storage: BaseStorage, name: str, direction: str, space: Space, folder: Path) -> Study:

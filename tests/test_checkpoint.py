@@ -259,3 +259,17 @@ def test_scale_and_average_come_back(tmp_path):
     assert torch.equal(other.average.module.layer.weight, state.model.layer.weight)
     assert other.average.n_averaged == 1
     assert other.recipe == state.recipe
+
+
+def test_the_newest_epoch_is_that_of_the_highest_number(tmp_path):
+    state = run(0)
+    for epoch in (9999, 10000):
+        state.epoch = epoch
+        keep(state, tmp_path, 2, is_best=False)
+    (tmp_path / "last.pt").unlink()
+    found = run(1)
+    assert restore(found, tmp_path)
+    assert found.epoch == 10000
+    state.epoch = 10001
+    keep(state, tmp_path, 2, is_best=False)
+    assert {path.name for path in tmp_path.glob("epoch-*.pt")} == {"epoch-10000.pt", "epoch-10001.pt"}

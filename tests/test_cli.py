@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,9 @@ from pathlib import Path
 import optuna
 import pytest
 from mlflow.tracking import MlflowClient
+
+from ghm.data import coco_folder
+from tests.data.folders import drawn, write
 
 SMALL = ("epochs=1", "data.train_images=16", "data.val_images=8")
 
@@ -85,6 +90,41 @@ def unfinished(runs: Path = Path("runs")) -> list[str]:
         (["train", "-m", "seed=1,2", "hydra.sweeper.direction=up"], ["hydra.sweeper.direction=up", "maximize"]),
         (["train", "-m", "seed=1,2", "hydra.sweeper.storage=nowhere"], ["hydra.sweeper.storage=nowhere"]),
         (["train", "-m", "seed=1,2", "hydra.sweeper.study_name='a/b'"], ["hydra.sweeper.study_name=a/b"]),
+        *(
+            (["train", "-m", "seed=1,2", f"hydra.sweeper.study_name='{name}'"], [f"hydra.sweeper.study_name={name}"])
+            for name in ("..", ".", ".hidden", "a.", " a")
+        ),
+        *(
+            (
+                ["train", "-m", "seed=1,2", f"hydra.sweeper.max_failure_rate={rate}"],
+                [f"max_failure_rate={rate}", "[0, 1]"],
+            )
+            for rate in (-0.1, 1.5, "half")
+        ),
+        (["train", "-m", "seed=1,2", "scaling.slot.cpus=-1"], ["scaling.slot.cpus", "-1", "at least 0"]),
+        (["train", "scaling=workers", "scaling.gpus=-1"], ["scaling.gpus=-1", "at least 0"]),
+        (["train", "-m", "seed=1,2", "hydra.sweeper.sampler._target_=optuna.samplers.No"], ["sampler._target_", ".No"]),
+        (["train", "-m", "seed=1,2", "hydra.sweeper.pruner._target_=optuna.pruners.No"], ["pruner._target_", ".No"]),
+        (["train", "-m", "seed=1,2", "+hydra.sweeper.sampler.warmth=3"], ["TPESampler", "warmth"]),
+        (["train", "-m", "seed=1,2", "hydra.sweeper.sampler=random"], ["hydra/sweeper/sampler=random"]),
+        (["train", "loss.cls=focal"], ["loss.cls=focal", "loss/cls=focal"]),
+        (["train", "data.augment=color"], ["data.augment=color", "data/augment=color"]),
+        (["train", "-m", "loss.box=ghm_r,asl1"], ["loss.box=ghm_r", "loss/box=ghm_r"]),
+        (
+            ["train", "-m", "+hydra.sweeper.params.seed=[1,2,3]"],
+            ["hydra.sweeper.params.seed=[1, 2, 3]", "choice(1,2,3)"],
+        ),
+        (["train", "-m", "seed=1,2", "seed=3"], ["seed=3", "given twice", "seed=1,2"]),
+        (["train", "epochs=1", "+epochs=2"], ["epochs=2", "given twice"]),
+        (["train", "--cgf", "job"], ["--cgf"]),
+        (["train", "--experimental-rerun", "config.pickle"], ["--experimental-rerun", "overrides"]),
+        (["train", "data=coco_folder", "data.root=2026"], ["/2026: no annotations", "data.root"]),
+        (
+            ["train", "data=coco_folder", "data.root=holes", "data.val_share=0.2"],
+            ["data.val_share", "instances_val.json"],
+        ),
+        (["train", "runs=/dev/null/x"], ["/dev/null/x"]),
+        (["train", "-m", "seed=1,2", "runs=/dev/null/x"], ["runs=/dev/null/x", "GHM_RUNS"]),
         (["report", "hydra.sweeper.study_name=unheard"], ["hydra.sweeper.study_name=unheard"]),
         (["fly"], ["fly", "train"]),
     ],
@@ -100,6 +140,7 @@ def test_bad_input_is_one_line_that_names_key_and_value(arguments, named, ghm, c
     for word in named:
         assert word in lines[0]
     assert not unfinished()
+    assert not Path("runs/optuna.db").exists()
 
 
 def _folder_with_a_missing_image(folder: Path) -> None:
@@ -154,3 +195,60 @@ def test_the_console_script_exits_with_the_same_code():
     done = subprocess.run([script, "train", "loss.cls.bins=0"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("ghm: loss.cls.bins=0")
+
+
+def test_runs_that_begin_together_have_folders_of_their_own(ghm, capsys):
+    folders = set()
+    for _ in range(2):
+        assert ghm("train", "--cfg", "job", "--resolve") == 0
+        folders |= {line for line in capsys.readouterr().out.splitlines() if line.startswith("dir:")}
+    assert len(folders) == 2
+
+
+@pytest.mark.parametrize("mode", [(), ("-m", "seed=1,2")])
+def test_a_folder_that_cannot_be_written_is_one_line_at_once(mode):
+    """Not even root may write: without the right to pass over permissions."""
+    limits = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+    if limits and (shutil.which("setpriv") is None or subprocess.run([*limits, "true"], check=False).returncode):
+        pytest.skip("root may write everywhere, and there is no setpriv to forbid it")
+    Path("runs").mkdir(mode=0o555)
+    command = [*limits, sys.executable, "-m", "ghm", "train", *mode, *SMALL]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 2
+    [line] = [line for line in done.stderr.splitlines() if line.startswith("ghm: ")]
+    assert "/runs" in line
+    assert "Permission denied" in line
+    assert "Traceback" not in done.stderr
+
+
+def test_a_study_of_another_optuna_is_one_line(ghm, capsys):
+    Path("runs").mkdir()
+    optuna.create_study(storage="sqlite:///runs/optuna.db", study_name="old")
+    with sqlite3.connect("runs/optuna.db") as database:
+        database.execute("alter table trials drop column number")
+    assert ghm("train", "-m", "seed=1,2", *SMALL) == 2
+    [line] = capsys.readouterr().err.strip().splitlines()
+    assert "hydra.sweeper.storage=sqlite:///" in line
+    assert "another version of Optuna" in line
+
+
+def test_an_error_that_nobody_foresaw_is_one_line_too(ghm, capsys, monkeypatch):
+    def broken(cfg):
+        raise ZeroDivisionError("by nothing")
+
+    monkeypatch.setattr("ghm.run.train", broken)
+    assert ghm("train") == 1
+    assert capsys.readouterr().err == "ghm: ZeroDivisionError: by nothing; HYDRA_FULL_ERROR=1 shows where\n"
+
+
+def test_a_division_of_one_file_is_recorded_with_the_run(ghm):
+    write(Path("one"), "annotations/instances_default.json", *drawn("train", 10), "images")
+    arguments = ("data=coco_folder", "data.root=one", "data.val_share=0.2", "epochs=1", "batch_size=4", "figures=false")
+    assert ghm("train", *arguments, "dir=run") == 0
+    client = MlflowClient(f"sqlite:///{Path('runs').resolve()}/mlflow.db")
+    run = client.get_run(json.loads(Path("run/run.json").read_text())["run_id"])
+    division = json.loads(Path(client.download_artifacts(run.info.run_id, "config/division.json")).read_text())
+    assert len(division["train"]) + len(division["val"]) == 10
+    val = coco_folder("one", val_share=0.2).val
+    assert division["val"] == [image["file_name"] for image in val.coco.dataset["images"]]
+    assert (run.data.params["data.val_share"], run.data.params["data.split_seed"]) == ("0.2", "0")

@@ -84,7 +84,8 @@ def shrunk(command: str) -> list[str]:
         words = [word.replace("=PATH", "=folder") for word in words]
     else:
         words += DRAWN
-    return [*words, *SMALL]
+    given = {word.split("=")[0] for word in words}
+    return [*words, *(word for word in SMALL if word.split("=")[0] not in given)]
 
 
 @pytest.mark.parametrize("code", [code for _, code in blocks("python")])

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from ghm.report.figures import figures
 from ghm.report.sweep import SweepResult
+from ghm.secrets import hidden
 from ghm.tracking import Tracker
 
 COLUMNS = ("rank", "trial", "settings", "val/AP", "AP50", "AP75", "img/s", "min")
@@ -75,10 +76,10 @@ def write(sweep: SweepResult, tracker: Tracker, folder: Path) -> Path:
 def ui_command(tracker: Tracker) -> str:
     """How to open MLflow on what was recorded."""
     if not tracker.uri.startswith("sqlite:"):
-        return tracker.uri
+        return hidden(tracker.uri)
     # Without its job runners the server starts in seconds and takes a quarter of the memory.
     mlflow = Path(sys.executable).parent / "mlflow"
-    server = shlex.join([str(mlflow), "server", "--workers", "1", "--backend-store-uri", tracker.uri])
+    server = shlex.join([str(mlflow), "server", "--workers", "1", "--backend-store-uri", hidden(tracker.uri)])
     return f"MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false {server}"
 
 

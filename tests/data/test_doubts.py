@@ -240,9 +240,20 @@ def test_a_missing_box_is_that_around_the_segmentation(tmp_path, caplog, outline
 
 @pytest.mark.parametrize(
     "segmentation",
-    [None, [], [[]], [[1, 2, 3]], "polygon", {"size": [5, 5], "counts": [25]}, {"size": [72, 96]}, [["a", "b"]],
-     {"size": [72, 96], "counts": [-1, 6913]}, {"size": [72, 96], "counts": [1, 2]}, [{"x": 1, "y": 2}]],
-)  # fmt: skip
+    [
+        None,
+        [],
+        [[]],
+        [[1, 2, 3]],
+        "polygon",
+        {"size": [5, 5], "counts": [25]},
+        {"size": [72, 96]},
+        [["a", "b"]],
+        {"size": [72, 96], "counts": [-1, 6913]},
+        {"size": [72, 96], "counts": [1, 2]},
+        [{"x": 1, "y": 2}],
+    ],
+)
 def test_an_annotation_without_box_and_outline_is_refused(tmp_path, segmentation):
     def fault(content):
         del each(content)[2]["bbox"]

@@ -121,3 +121,67 @@ def test_the_fingerprint_tells_spaces_apart():
     assert space("seed=1,2").fingerprint() == space("seed=1,2").fingerprint()
     assert space("seed=1,2").fingerprint() != space("seed=1,3").fingerprint()
     assert space("seed=1,2").fingerprint() != space("seed=1,2", "epochs=3").fingerprint()
+
+
+def test_a_long_range_is_not_written_out():
+    swept = space("seed=range(0,5000000000000)", "loss.cls.gamma=range(0,1,0.0000001)")
+    assert swept.points(most=1000) is None
+    assert swept.probes()[0]["seed"] == 0
+    assert [dimension.distribution.high for dimension in swept.dimensions] == [4999999999999, pytest.approx(1 - 1e-7)]
+
+
+@pytest.mark.parametrize(
+    ("sweep", "values"),
+    [
+        ("range(5)", [0, 1, 2, 3, 4]),
+        ("range(10,41,10)", [10, 20, 30, 40]),
+        ("range(10,40,10)", [10, 20, 30]),
+        ("range(5,0,-2)", [1, 3, 5]),
+        ("range(0,1,0.25)", [0, 0.25, 0.5, 0.75]),
+        ("range(0,0.3,0.1)", [0, 0.1, 0.2]),
+        ("range(0,0.35,0.1)", [0, 0.1, 0.2, 0.3]),
+    ],
+)
+def test_a_range_is_half_open_as_hydras(sweep, values):
+    points = space(f"seed={sweep}").points(most=10)
+    assert [point["seed"] for point in points] == pytest.approx(values)
+
+
+@pytest.mark.parametrize("sweep", ["range(5,5)", "range(5,1)", "range(1,5,-1)"])
+def test_a_range_without_a_value_is_refused(sweep):
+    with pytest.raises(ValueError, match="cannot be swept"):
+        space(f"seed={sweep}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "when", "said"),
+    [
+        (["loss=ghm,focal"], {"loss=gmh": {"loss.cls.bins": "1,2"}}, "loss=gmh: loss is never gmh, only .*focal.*ghm"),
+        (["loss=ghm"], {"loss=gmh": {"loss.cls.bins": "1,2"}}, "loss=gmh: loss is never gmh"),
+        (["optimizer.lr=0.1,0.2"], {"optimizer.lr=0.3": {"seed": "1,2"}}, "is never 0.3, only 0.1, 0.2"),
+        (["optimizer.lr=interval(0,1)"], {"optimizer.lr=0.3": {"seed": "1,2"}}, "is a range, and a condition is on a"),
+        (["seed=range(3)"], {"seed=1": {"loss.cls.bins": "1,2"}}, "is a range, and a condition is on a choice"),
+        (["loss=ghm", "seed=1"], {"loss=ghm": {"x": "1,2"}, "seed=1": {"x": "1,2"}}, "x is swept twice, .* loss=ghm"),
+    ],
+)
+def test_a_condition_that_never_holds_is_refused(arguments, when, said):
+    with pytest.raises(ValueError, match=f"^hydra.sweeper.when=.*{said}"):
+        space(*arguments, when=when)
+
+
+def test_a_key_swept_in_two_places_is_refused():
+    with pytest.raises(
+        ValueError, match=r"seed is swept twice, here and in hydra.sweeper.params; sweep it in one place"
+    ):
+        space("loss=ghm,focal", params={"seed": "1,2"}, when={"loss=ghm": {"seed": "1,2"}})
+
+
+def test_a_condition_may_name_what_the_command_line_excludes():
+    swept = space("loss=ghm", params={"loss": "choice(ghm,focal)"}, when=CONDITIONAL)
+    assert [dimension.key for dimension in swept.dimensions] == ["loss.cls.bins", "loss.cls.gamma"]
+    assert set(swept.probes()[0]) == {"loss.cls.bins"}
+
+
+def test_a_key_may_be_swept_under_two_values_of_a_choice():
+    when = {"loss=ghm": {"loss.cls.bins": "1,2"}, "loss=ghm_c": {"loss.cls.bins": "1,2"}}
+    assert len(space("loss=ghm,ghm_c", when=when).points(most=10)) == 4

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from hydra.utils import get_method, instantiate
@@ -28,6 +29,7 @@ class GHMSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> float | None:
         """Check, then run or continue the sweep; its best value, if any trial has one."""
+        from ghm.provenance import record
         from ghm.tracking import Tracker
         from sweeps.controller import Search
         from sweeps.launch import run_sweep
@@ -36,6 +38,8 @@ class GHMSweeper(Sweeper):
         settings, tracking = self.settings, self.master.tracking
         sweep = self._sweep()
         space = parse(arguments, settings.params, settings.when, self.loader)
+        self._make_sampler(0)  # so that a mistake is seen before anything is made
+        pruner = self._made("pruner")
         check = get_method(settings.check)
         for probe in space.probes():
             check(self._compose(space.overrides(probe)))
@@ -47,11 +51,11 @@ class GHMSweeper(Sweeper):
             trial = {"trial": number, "label": f"{number:03d} {label}", "params": json.dumps(params)}
             OmegaConf.update(cfg, "trial", trial | context)
             container: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)
-            _record(Path(cfg.dir) / ".hydra", container, overrides)
+            record(Path(cfg.dir), cfg, overrides)
             return container
 
         tracker = Tracker.open(tracking.uri, tracking.experiment, self.master.runs)
-        search = Search(space, self._make_sampler, instantiate(settings.pruner))
+        search = Search(space, self._make_sampler, pruner)
         return run_sweep(sweep, search, self.task, compose, tracker)
 
     def _sweep(self) -> "Sweep":
@@ -74,11 +78,25 @@ class GHMSweeper(Sweeper):
         )
 
     def _make_sampler(self, begun: int) -> Any:
-        seed = self.settings.sampler.get("seed")
+        seed = OmegaConf.select(self.settings, "sampler.seed")
         if seed is None:
-            return instantiate(self.settings.sampler)
+            return self._made("sampler")
         # Mixed, not added: the first draws from neighbouring seeds can be nearly equal.
-        return instantiate(self.settings.sampler, seed=random.Random(hash((seed, begun))).getrandbits(32))
+        return self._made("sampler", seed=random.Random(hash((seed, begun))).getrandbits(32))
+
+    def _made(self, part: str, **changes: Any) -> Any:
+        """The sampler or the pruner; ValueError where there is none of that name, or its keys do not fit."""
+        settings = self.settings[part]
+        if not isinstance(settings, DictConfig):
+            raise ValueError(
+                f"hydra.sweeper.{part}={settings}: is a choice of files, not a value; "
+                f"write hydra/sweeper/{part}={settings}"
+            )
+        try:
+            return instantiate(settings, **changes)
+        except (InstantiationException, ValueError, TypeError) as error:
+            reason = " ".join(str(error.__cause__ or error).split())
+            raise ValueError(f"hydra.sweeper.{part}._target_={settings._target_}: cannot be made ({reason})") from error
 
     def _compose(self, overrides: list[str]) -> DictConfig:
         """A job's config without Hydra's own node, its paths as the sweep has them."""
@@ -88,10 +106,3 @@ class GHMSweeper(Sweeper):
         cfg.pop("hydra")
         OmegaConf.set_struct(cfg, True)
         return cfg
-
-
-def _record(folder: Path, config: dict[str, Any], overrides: list[str]) -> None:
-    """What Hydra leaves in each job's folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(OmegaConf.create(config), folder / "config.yaml")
-    OmegaConf.save(OmegaConf.create(overrides), folder / "overrides.yaml")
