@@ -15,12 +15,12 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.optim import Optimizer
 
-from ghm import evaluate
+from ghm import scoring
 from ghm.data import Data
 from ghm.data.loader import Batches
-from ghm.engine import AMP, moving_average
 from ghm.paths import expanded
 from ghm.tracking import Tracker
+from ghm.training.engine import AMP, moving_average
 
 # Choices of files in conf/, which Hydra writes with a slash.
 GROUPS = (
@@ -135,7 +135,7 @@ def check(cfg: DictConfig) -> None:
         if cfg.loss[one] is None and cfg.loss[other] is not None:
             raise ValueError(f"loss.{one}=null: must be chosen; leave it out to get the default")
     _check_numbers(cfg)
-    names = [f"val/{name}" for name in evaluate.METRICS]
+    names = [f"val/{name}" for name in scoring.METRICS]
     if cfg.objective not in names:
         raise ValueError(f"objective={cfg.objective}: must be one of {', '.join(names)}")
     data = _data(OmegaConf.to_yaml(cfg.data, resolve=True))

@@ -17,6 +17,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from ghm import provenance
+from ghm.failure import Failed
 from ghm.parts import check, division, open_tracker
 from ghm.paths import absolute
 from ghm.secrets import without_secrets
@@ -28,7 +29,7 @@ BEGUN = "run.json"
 FREE = ("epochs", "keep", "loader_processes", "figures")
 
 
-class TrainingError(RuntimeError):
+class TrainingError(Failed):
     """A run that started and failed; its cause says why."""
 
 

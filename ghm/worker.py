@@ -12,12 +12,13 @@ from omegaconf import DictConfig, OmegaConf
 from ray.train.torch import get_device
 from torch import nn
 
-from ghm import checkpoint, engine, evaluate
-from ghm.checkpoint import RunState
+from ghm import scoring
 from ghm.data import Data, train_loader, val_loader
-from ghm.evaluate import Detection, Judgement
 from ghm.parts import build, build_model, build_optimizer, open_tracker, recipe
+from ghm.scoring import Detection, Judgement
 from ghm.tracking import Run
+from ghm.training import checkpoint, engine
+from ghm.training.checkpoint import RunState
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
     checkpoint.restore(state, folder)
     run = open_tracker(cfg).run(job["run_id"]) if rank == 0 else None
     if run is not None and state.epoch == 0:
-        guess = evaluate.score(data.val.coco, evaluate.chance(data.val.coco))
+        guess = scoring.score(data.val.coco, scoring.chance(data.val.coco))
         run.log_metrics({"val/chance_AP50": guess["AP50"]}, step=0)
 
     # Densities are equal on all workers, or meant to differ (counts=local): rank 0's must not overwrite them.
@@ -58,7 +59,7 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
         model=wrapped,
     ):
         model = state.model if state.average is None else state.average.module
-        judgement = evaluate.judge(data.val.coco, _detect(model, scored, data, device))
+        judgement = scoring.judge(data.val.coco, _detect(model, scored, data, device))
         state.epoch = result.epoch
         numbers = {f"val/{name}": value for name, value in judgement.numbers.items()}
         state.metrics = _over_workers(result.metrics) | numbers
@@ -94,7 +95,7 @@ def _begin(cfg: DictConfig, data: Data, steps_per_epoch: int, device: torch.devi
 def _detect(model: nn.Module, batches: Any, data: Data, device: torch.device) -> list[Detection]:
     """What is found on the images of all workers, each image once."""
     model.eval()
-    found = _gather(evaluate.detect(model, batches, data.val.category_ids, device))
+    found = _gather(scoring.detect(model, batches, data.val.category_ids, device))
     return [detection for part in found for detection in part]
 
 

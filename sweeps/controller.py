@@ -10,6 +10,7 @@ from optuna.samplers import BaseSampler
 from optuna.study import Study
 from optuna.trial import Trial, TrialState
 
+from ghm.failure import Failed
 from ghm.secrets import hidden
 from ghm.tracking import Tracker
 from sweeps.pool import Outcome, Pool, Task
@@ -18,7 +19,7 @@ from sweeps.study import ENDED, count
 from sweeps.view import View
 
 
-class SweepFailed(RuntimeError):
+class SweepFailed(Failed):
     """More trials failed than `max_failure_rate` allows."""
 
 

@@ -236,7 +236,7 @@ def test_an_error_that_nobody_foresaw_is_one_line_too(ghm, capsys, monkeypatch):
     def broken(cfg):
         raise ZeroDivisionError("by nothing")
 
-    monkeypatch.setattr("ghm.run.train", broken)
+    monkeypatch.setattr("ghm.verbs.train.train", broken)
     assert ghm("train") == 1
     assert capsys.readouterr().err == "ghm: ZeroDivisionError: by nothing; HYDRA_FULL_ERROR=1 shows where\n"
 

@@ -16,71 +16,57 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
     "ghm/losses": ({"ghm.losses"}, {"torch"}),
     "ghm/data": ({"ghm.data", "ghm.operators"}, TORCH),
     "ghm/models": ({"ghm.models", "ghm.operators"}, {"torch", "torchvision"}),
-    "ghm/engine.py": ({"ghm.checkpoint"}, {"torch"}),
-    "ghm/schedule.py": (set(), {"torch"}),
-    "ghm/evaluate.py": ({"ghm.judgement"}, {"torch", "numpy", "pycocotools"}),
-    "ghm/judgement.py": (set(), {"numpy", "pycocotools"}),
-    "ghm/checkpoint.py": (set(), {"torch"}),
+    "ghm/training": ({"ghm.training"}, {"torch"}),
+    "ghm/scoring": ({"ghm.scoring"}, {"torch", "numpy", "pycocotools"}),
     "ghm/fetch.py": (set(), {"requests", "tenacity", "rich"}),
-    "ghm/tracking.py": ({"ghm.secrets"}, {"mlflow"}),
+    "ghm/tracking": ({"ghm.secrets", "ghm.tracking"}, {"mlflow"}),
     "ghm/secrets.py": (set(), set()),
+    "ghm/failure.py": (set(), set()),
     "ghm/paths.py": (set(), {"omegaconf"}),
     "ghm/arguments.py": ({"ghm.paths"}, {"hydra"}),
     "ghm/provenance.py": ({"ghm.secrets"}, {"omegaconf"}),
     "ghm/parts.py": (
-        {"ghm.data", "ghm.engine", "ghm.evaluate", "ghm.paths", "ghm.tracking"},
+        {"ghm.data", "ghm.paths", "ghm.scoring", "ghm.tracking", "ghm.training"},
         {"torch", "hydra", "omegaconf"},
     ),
     "ghm/worker.py": (
-        {
-            "ghm.parts",
-            "ghm.engine",
-            "ghm.evaluate",
-            "ghm.checkpoint",
-            "ghm.data",
-            "ghm.models",
-            "ghm.losses",
-            "ghm.report",
-            "ghm.tracking",
-        },
+        {"ghm.data", "ghm.parts", "ghm.report", "ghm.scoring", "ghm.tracking", "ghm.training"},
         {"torch", "ray", "omegaconf"},
     ),
     "ghm/run.py": (
-        {"ghm.parts", "ghm.paths", "ghm.provenance", "ghm.secrets", "ghm.tracking", "ghm.worker"},
+        {"ghm.failure", "ghm.parts", "ghm.paths", "ghm.provenance", "ghm.secrets", "ghm.tracking", "ghm.worker"},
         {"ray", "omegaconf"},
     ),
-    "ghm/__main__.py": ({"ghm.cli"}, set()),
-    "ghm/evaluation.py": (
-        {"ghm.parts", "ghm.paths", "ghm.checkpoint", "ghm.data", "ghm.evaluate", "ghm.report"},
-        {"torch", "omegaconf"},
-    ),
-    "ghm/inspection.py": ({"ghm.parts", "ghm.paths", "ghm.data", "ghm.report"}, {"numpy", "omegaconf"}),
     "ghm/report": (
         {"ghm.report", "ghm.secrets", "ghm.tracking"},
         {"matplotlib", "pandas", "scipy", "numpy", "jinja2", "rich"},
     ),
-    "ghm/cli.py": (
+    "ghm/verbs": (
         {
-            "ghm.arguments",
-            "ghm.evaluation",
+            "ghm",
+            "ghm.data",
+            "ghm.failure",
             "ghm.fetch",
-            "ghm.inspection",
+            "ghm.parts",
             "ghm.paths",
             "ghm.provenance",
             "ghm.report",
             "ghm.run",
-            "ghm.secrets",
+            "ghm.scoring",
             "ghm.tracking",
-            "sweeps",
+            "ghm.training",
+            "ghm.verbs",
         },
-        {"hydra", "omegaconf", "rich"},
+        {"hydra", "numpy", "omegaconf", "rich", "torch"},
     ),
+    "ghm/cli.py": ({"ghm.arguments", "ghm.failure", "ghm.secrets", "ghm.verbs"}, {"hydra", "omegaconf"}),
+    "ghm/__main__.py": ({"ghm.cli"}, set()),
     "sweeps": (
-        {"sweeps", "ghm.provenance", "ghm.secrets", "ghm.tracking"},
+        {"sweeps", "ghm.failure", "ghm.provenance", "ghm.secrets", "ghm.tracking"},
         {"optuna", "ray", "hydra", "omegaconf", "filelock", "rich", "sqlalchemy"},
     ),
 }
-BARE = ("losses", "data", "models", "engine", "schedule", "evaluate", "checkpoint")
+BARE = ("losses", "data", "models", "training", "training.engine", "training.checkpoint", "scoring")
 
 
 def imports(file: Path) -> set[str]:
@@ -115,7 +101,7 @@ def test_a_room_imports_only_what_its_arrows_allow(file: Path):
 
 
 def test_only_the_doors_see_mlflow_optuna_and_ray_train():
-    doors = {"mlflow": "ghm/tracking.py", "optuna": "sweeps/", "ray.train": ("ghm/worker.py", "ghm/run.py")}
+    doors = {"mlflow": "ghm/tracking/", "optuna": "sweeps/", "ray.train": ("ghm/worker.py", "ghm/run.py")}
     for file in sources():
         for package, door in doors.items():
             if any(name == package or name.startswith(f"{package}.") for name in imports(file)):
@@ -153,7 +139,8 @@ def test_importing_the_package_changes_neither_environment_nor_random_state():
     code = """
 import os, torch
 state, environment = torch.random.get_rng_state(), dict(os.environ)
-import ghm.losses, ghm.data, ghm.models, ghm.engine, ghm.evaluate, ghm.tracking, ghm.worker, ghm.cli, sweeps.launch
+import ghm.losses, ghm.data, ghm.models, ghm.training.engine, ghm.scoring, ghm.tracking
+import ghm.worker, ghm.cli, ghm.verbs.train, sweeps.launch
 assert torch.equal(state, torch.random.get_rng_state())
 changed = {name for name in os.environ.keys() | environment.keys() if os.environ.get(name) != environment.get(name)}
 assert not {name for name in changed if name.startswith("GHM") or name.startswith("MLFLOW")}, changed

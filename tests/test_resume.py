@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ghm import checkpoint
+from ghm.training import checkpoint
 
 # A rate that depends on the step, an average of the weights, steps in parts, flips, and sampling that draws.
 RUN = (

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ghm import checkpoint
+from ghm.training import checkpoint
 
 # SGD, because AdamW's first steps have the size of its rate whatever the gradient's rounding.
 RUN = (

@@ -57,7 +57,7 @@ class Panel(NamedTuple):
 
 
 def write(judgement: Any, read: Callable[[int], Image], class_names: Sequence[str], folder: Path) -> list[Path]:
-    """Write curves, table and sheets of a `ghm.evaluate.Judgement` into `folder`; the files' paths.
+    """Write curves, table and sheets of a `ghm.scoring.Judgement` into `folder`; the files' paths.
 
     `read`: an image by its id, uint8 (H, W, 3). `class_names`: in the order of the category ids.
     """

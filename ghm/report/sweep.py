@@ -37,7 +37,7 @@ class SweepResult:
 
     @property
     def chance(self) -> float:
-        """AP50 of boxes that know the data but not the image, see `evaluate.chance`."""
+        """AP50 of boxes that know the data but not the image, see `scoring.chance`."""
         return float(self.trials["val/chance_AP50"].max())
 
     @property

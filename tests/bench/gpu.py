@@ -19,14 +19,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ghm import evaluate
-from ghm.checkpoint import RunState
+from ghm import scoring
 from ghm.data import coco_folder, train_loader, val_loader
-from ghm.engine import fit
 from ghm.losses import GHMC, GHMR, FocalLoss, SmoothL1
 from ghm.models import retinanet
 from ghm.models.backbones import resnet_fpn
-from ghm.schedule import multi_step
+from ghm.training.checkpoint import RunState
+from ghm.training.engine import fit
+from ghm.training.schedule import multi_step
 from tests.bench import losses
 from tests.bench.losses import finish, medians
 
@@ -138,8 +138,8 @@ def evidence(given: argparse.Namespace) -> None:
             amp = "bf16" if given.device == "cuda" else None
             list(fit(state, loader, device, seed, given.epochs, clip_grad=35.0, amp=amp))
             batches = val_loader(data.val, given.images, given.processes)
-            found = evaluate.detect(model.eval(), batches, data.val.category_ids, device)
-            scores.append(evaluate.score(data.val.coco, found))
+            found = scoring.detect(model.eval(), batches, data.val.category_ids, device)
+            scores.append(scoring.score(data.val.coco, found))
             print(name, seed, scores[-1], file=sys.stderr)
         columns = [[score[key] for score in scores] for key in ("AP", "AP50", "AP75")]
         spread = [statistics.stdev(column) if len(column) > 1 else 0.0 for column in columns]

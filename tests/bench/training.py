@@ -17,16 +17,16 @@ import torch.multiprocessing as mp
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ghm import evaluate
-from ghm.checkpoint import RunState
+from ghm import scoring
 from ghm.data import Data, coco_folder, shapes, train_loader, val_loader
 from ghm.data.dataset import DetectionDataset
 from ghm.data.loader import collate
-from ghm.engine import fit
 from ghm.losses import FocalLoss, SmoothL1
 from ghm.models import retinanet_tiny
 from ghm.models.backbones import TinyFPN, group_norm
-from ghm.schedule import one_cycle
+from ghm.training.checkpoint import RunState
+from ghm.training.engine import fit
+from ghm.training.schedule import one_cycle
 from tests.coco import write_folder
 
 CPU = torch.device("cpu")
@@ -107,7 +107,7 @@ def waiting(data: Data, rounds: int) -> float:
     return statistics.median([epoch()["time/input_wait"] for _ in range(rounds + 1)][1:])
 
 
-def scoring(data: Data, rounds: int) -> float:
+def scoring_share(data: Data, rounds: int) -> float:
     """Share of evaluation that is scoring, of a network that knows something: it is trained a little."""
     torch.manual_seed(0)
     loader = train_loader(data.train, BATCH, 0, 0)
@@ -117,12 +117,12 @@ def scoring(data: Data, rounds: int) -> float:
     state = RunState(model, optimizer, one_cycle(optimizer, 3, len(loader)))
     list(fit(state, loader, CPU, 0, 3, clip_grad=35.0))
     model.eval()
-    found: list[evaluate.Detection] = []
+    found: list[scoring.Detection] = []
 
     def detect() -> None:
-        found[:] = evaluate.detect(model, val_loader(data.val, BATCH, 0), data.val.category_ids, CPU)
+        found[:] = scoring.detect(model, val_loader(data.val, BATCH, 0), data.val.category_ids, CPU)
 
-    took = seconds({"detect": detect, "score": lambda: evaluate.judge(data.val.coco, found)}, rounds)
+    took = seconds({"detect": detect, "score": lambda: scoring.judge(data.val.coco, found)}, rounds)
     return took["score"] / (took["detect"] + took["score"])
 
 
@@ -152,7 +152,7 @@ def rows(images: int, rounds: int) -> list[tuple[str, float, str]]:
         files = coco_folder(str(root))
         took = seconds({"ours": ours(drawn, 0), "reference": reference(drawn, 0)}, rounds)
         read = seconds({"ours": ours(files.train, 0), "reference": reference(files.train, 0)}, rounds)
-        waited, scored = waiting(files, rounds), scoring(files, rounds)
+        waited, scored = waiting(files, rounds), scoring_share(files, rounds)
     half = shapes(images // 2, 1).train
     grown = seconds({"half": ours(half, 0), "whole": ours(drawn, 0)}, rounds)
     alone = images / grown["whole"]

@@ -9,9 +9,9 @@ import torch
 from hydra.utils import get_class, instantiate
 from omegaconf import OmegaConf
 
-from ghm.cli import CONF
 from ghm.losses import MMDET
 from ghm.parts import build, build_model, build_optimizer
+from ghm.verbs.composed import CONF
 
 SWEPT = {"loss.cls.bins": "loss=ghm", "loss.cls.momentum": "loss=ghm", "loss.cls.strength": "loss=ghm"}
 SWEPT |= {"loss.box.mu": "loss=ghm", "loss.cls.gamma": "loss=focal", "loss.cls.alpha": "loss=focal"}

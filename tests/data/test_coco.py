@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 
 from ghm import data
 from ghm.data import annotations
-from ghm.evaluate import score
+from ghm.scoring import score
 from tests.coco import CONTENT, LACKING, changed, save, write_content
 
 

@@ -295,7 +295,7 @@ def test_a_class_of_one_split_alone_is_said(tmp_path, caplog, lacking, said, lis
 
 
 def test_average_precision_is_over_the_classes_that_are_there(tmp_path):
-    from ghm.evaluate import score
+    from ghm.scoring import score
 
     def drop(content):
         if content["images"][0]["file_name"].startswith("val"):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ghm.data import coco_folder
-from ghm.evaluate import score
+from ghm.scoring import score
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ghm.schedule import multi_step, one_cycle
+from ghm.training.schedule import multi_step, one_cycle
 
 
 def optimizer(*rates):

@@ -11,9 +11,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 
-from ghm.judgement import METRICS, STATS, Judgement
-
-__all__ = ["METRICS", "STATS", "Detection", "Judgement", "chance", "detect", "judge", "results", "score"]
+from ghm.scoring.judgement import Judgement
 
 Detection = dict[str, Any]
 

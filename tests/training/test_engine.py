@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from ghm.checkpoint import RunState
 from ghm.data import shapes, train_loader
-from ghm.engine import fit, moving_average
 from ghm.losses import GHMC, GHMR, CrossEntropy, SmoothL1
 from ghm.models import retinanet_tiny
-from ghm.schedule import multi_step, one_cycle
+from ghm.training.checkpoint import RunState
+from ghm.training.engine import fit, moving_average
+from ghm.training.schedule import multi_step, one_cycle
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -12,6 +12,7 @@ from ghm.data import Data, DetectionDataset
 from ghm.data.dataset import Origin
 from ghm.parts import build
 from ghm.paths import absolute
+from ghm.verbs import composed, table
 
 SHOWN = 12  # images on the contact sheet
 
@@ -27,6 +28,27 @@ class Summary(NamedTuple):
     per_class: list[tuple[str, int]]  # two classes may have one name
     sizes: dict[str, int]  # small, medium, large, as COCO counts them
     sides: tuple[float, float, float]
+
+
+def main() -> None:
+    outcome = composed.run(run, "check")
+    if outcome is None:  # --cfg, --info
+        return
+    splits, sheet = outcome
+    rows = [
+        [name.replace("_", " "), *(str(getattr(s, name)) for s in splits.values())]
+        for name in ("images", "empty", "boxes", "crowds")
+    ]
+    for kind in ("small", "medium", "large"):
+        rows.append([f"{kind} boxes", *(str(s.sizes[kind]) for s in splits.values())])
+    rows.append(["sides, 5 / 50 / 95 %", *(" / ".join(f"{side:.0f}" for side in s.sides) for s in splits.values())])
+    for classes in zip(*(s.per_class for s in splits.values()), strict=True):
+        rows.append([f"  {classes[0][0]}", *(str(count) for _, count in classes)])
+    table.show("Every image and annotation is sound", ["", *splits], rows)
+    for name, split in splits.items():
+        if (origin := split.origin) is not None:
+            print(f"{name}: {origin.annotations} with the images in {origin.images}/ ({origin.layout})")
+    print(f"Look at {sheet}")
 
 
 def run(cfg: DictConfig) -> tuple[dict[str, Summary], Path]:

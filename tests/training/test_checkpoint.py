@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from ghm.checkpoint import RunState, keep, read, restore
 from ghm.losses import GHMC
-from ghm.schedule import multi_step, one_cycle
+from ghm.training.checkpoint import RunState, keep, read, restore
+from ghm.training.schedule import multi_step, one_cycle
 
 
 class Classifier(nn.Module):

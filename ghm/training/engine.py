@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
-from ghm.checkpoint import RunState
+from ghm.training.checkpoint import RunState
 
 AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

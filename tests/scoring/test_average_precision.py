@@ -11,7 +11,8 @@ from pycocotools.cocoeval import COCOeval
 
 from ghm.data import shapes
 from ghm.data.annotations import index
-from ghm.evaluate import METRICS, STATS, _Evaluation, chance, detect, judge, results, score
+from ghm.scoring import METRICS, STATS, chance, detect, judge, results, score
+from ghm.scoring.average_precision import _Evaluation
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 

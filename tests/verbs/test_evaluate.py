@@ -7,7 +7,7 @@ import pytest
 import torch
 from mlflow.tracking import MlflowClient
 
-from ghm import checkpoint
+from ghm.training import checkpoint
 from tests.coco import write_folder
 
 SMALL = ("epochs=2", "data.train_images=16", "data.val_images=8", "data.image_size=64", "batch_size=8")

@@ -8,11 +8,25 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
-from ghm import checkpoint, evaluate
+from ghm import scoring
 from ghm.data import Data, val_loader
-from ghm.evaluate import Judgement
 from ghm.parts import build, build_model, from_recipe
 from ghm.paths import absolute
+from ghm.scoring import Judgement
+from ghm.training import checkpoint
+from ghm.verbs import composed, table
+
+
+def main() -> None:
+    outcome = composed.run(run, "evaluate")
+    if outcome is None:  # --cfg, --info
+        return
+    numbers, folder = outcome
+    if numbers:
+        table.show("COCO's numbers", ["", "of 1"], [[name, f"{value:.4f}"] for name, value in numbers.items()])
+    else:
+        print("There are no true boxes to score against; detections.json is what the COCO server takes.")
+    print(f"Written to {folder}")
 
 
 def run(cfg: DictConfig) -> tuple[dict[str, Any], Path]:
@@ -35,12 +49,12 @@ def run(cfg: DictConfig) -> tuple[dict[str, Any], Path]:
     device = torch.device(cfg.device if cfg.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
     model = load_model(made, content).to(device).eval()
     batches = val_loader(data.val, cfg.batch_size, cfg.loader_processes)
-    found = evaluate.detect(model, batches, data.val.category_ids, device)
+    found = scoring.detect(model, batches, data.val.category_ids, device)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "detections.json").write_text(json.dumps(evaluate.results(found)))
+    (folder / "detections.json").write_text(json.dumps(scoring.results(found)))
     if not data.val.has_boxes:
         return {}, folder
-    judgement = evaluate.judge(data.val.coco, found)
+    judgement = scoring.judge(data.val.coco, found)
     _write(judgement, data, folder)
     return judgement.numbers, folder
 

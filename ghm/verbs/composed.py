@@ -1,0 +1,40 @@
+"""A verb's task, run with the config that Hydra composes from the command line."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+import ghm
+from ghm.provenance import record
+
+PACKAGE = Path(ghm.__file__).resolve().parent
+# In a checkout conf/ lies beside the package, in an installed one within it.
+CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
+
+
+def run(task: Callable[[DictConfig], Any], config: str) -> Any:
+    """Return what the task returns, or raise what it raises; None where `--cfg` or `--info` only show the config."""
+    errors: list[BaseException] = []
+    results: list[Any] = []
+
+    # Hydra announces an exception of its task in a line of its own before passing it on. A sweep
+    # unwraps this and runs the task itself.
+    @functools.wraps(task)
+    def quiet(cfg: DictConfig) -> Any:
+        try:
+            record(Path(cfg.cwd) / cfg.dir, cfg, HydraConfig.get().overrides.task)
+            results.append(task(cfg))
+        except BaseException as error:
+            errors.append(error)
+            return None
+        return results[-1]
+
+    hydra.main(version_base="1.3", config_path=str(CONF), config_name=config)(quiet)()
+    if errors:
+        raise errors[0]
+    return results[-1] if results else None

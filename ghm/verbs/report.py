@@ -1,0 +1,54 @@
+"""`ghm report`: a sweep's table and page; a sweep ends with it."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+from rich.console import Console
+
+from ghm.failure import Failed
+from ghm.report import page, sweep
+from ghm.tracking import Tracker
+from ghm.verbs.composed import CONF
+
+
+def main() -> None:
+    # The sweep's own command line is understood: what it sweeps over does not matter here.
+    given = [word for word in sys.argv[1:] if word not in ("-m", "--multirun")]
+    overrides = OverridesParser.create().parse_overrides(given)
+    plain = [str(override.input_line) for override in overrides if not override.is_sweep_override()]
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        config = hydra.compose("train", plain, return_hydra_config=True)
+    HydraConfig.instance().set_config(config)
+    report(config)
+
+
+def report(config: DictConfig) -> None:
+    """Write and show the report of the sweep that a composed config names; exit 1 if nothing was learned."""
+    tracker = Tracker.open(config.tracking.uri, config.tracking.experiment, config.runs)
+    settings = config.hydra.sweeper
+    result = sweep.load(tracker, settings.study_name, maximize=settings.direction == "maximize")
+    path = page.write(result, tracker, Path(config.hydra.sweep.dir).resolve() / "report")
+    console = Console()
+    console.print(page.terminal_table(result))
+    for line in (page.verdict(result), f"Page:      {path}", f"MLflow UI: {page.ui_command(tracker)}"):
+        console.print(line, soft_wrap=True, highlight=False)
+    if not len(result.done):
+        raise Failed("no trial finished; the page lists what they failed of")
+    if not result.learned:
+        raise Failed("no trial beats boxes placed without looking at the image; train longer or check the data")
+
+
+class SweepReport(Callback):
+    """After a sweep: the ranked table, the page, where to look further, and whether anything was learned."""
+
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        try:
+            report(config)
+        except Exception as error:  # Hydra would turn it into a warning
+            raise SystemExit(error) from error
