@@ -137,7 +137,8 @@ def test_a_database_of_ones_own_is_found_from_every_process_and_keeps_its_files_
 
 
 def test_more_workers_than_the_machine_holds_are_refused_before_anything_is_recorded(ghm, capsys):
-    assert ghm("train", "epochs=1", *SMALL, "batch_size=64", "scaling=workers", "scaling.num_workers=64") == 2
+    small = ("data.train_images=128", "data.val_images=8", "data.image_size=64", "batch_size=64")
+    assert ghm("train", "epochs=1", *small, "scaling=workers", "scaling.num_workers=64") == 2
     assert "scaling.num_workers=64: as many times 1 CPU do not fit" in capsys.readouterr().err
     assert not recorded()
 
