@@ -6,17 +6,20 @@ import os
 import signal
 import sys
 import traceback
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
+try:
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+except ModuleNotFoundError as error:
+    raise SystemExit(f"ghm: {error.name} is not installed; pip install 'ghm[sweep]' brings what it needs") from None
 
 from ghm import arguments
 from ghm.failure import Failed
 from ghm.secrets import hidden
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
-VERBS = ("train", "report", "evaluate", "data check", "data fetch")  # each a file in ghm/verbs/
+VERBS = ("train", "report", "evaluate", "sync", "data check", "data fetch")  # each a file in ghm/verbs/
 
 USAGE = """usage: ghm <verb> [overrides]
 
@@ -24,6 +27,7 @@ USAGE = """usage: ghm <verb> [overrides]
   ghm train -m [overrides]        a sweep                      ghm train -m +sweep=demo
   ghm report [overrides]          a sweep's table and page     ghm report +sweep=demo
   ghm evaluate checkpoint=PATH    numbers and figures          ghm evaluate checkpoint=runs/single/RUN/best.pt
+  ghm sync [folder=runs]          sends MLflow what it could not take while it was away
   ghm data check data.root=PATH   annotations and images, whole, with a contact sheet
   ghm data fetch coco2017 root=PATH [test=true] [keep=true]    download and unpack
 
@@ -45,7 +49,7 @@ def main(words: list[str] | None = None) -> None:
         _stop(BAD_INPUT, f"unknown verb {verb!r}: use one of {', '.join(VERBS)}")
     for name in ("ray.train", "mlflow.store", "alembic", "urllib3"):  # a run says it better
         logging.getLogger(name).setLevel(logging.ERROR)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as orderly as Ctrl-C
+    before = _end_orderly_when_signalled()
     full_error = os.environ.get("HYDRA_FULL_ERROR")
     # Hydra would print and exit 1 by itself; here it has to raise, so that each kind gets its own line and code.
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -60,9 +64,28 @@ def main(words: list[str] | None = None) -> None:
             raise
         _end(stop.code, traced=bool(full_error))
     finally:
+        for number, handler in before.items():
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, handler)
         os.environ.pop("HYDRA_FULL_ERROR")
         if full_error is not None:
             os.environ["HYDRA_FULL_ERROR"] = full_error
+
+
+def _end_orderly_when_signalled() -> dict[signal.Signals, Any]:
+    """Ctrl-C, a scheduler's SIGTERM and a closed terminal interrupt the command, once; the handlers before."""
+    ends = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+    before = {number: signal.getsignal(number) for number in ends}
+
+    def interrupt(*_: object) -> None:
+        for number in ends:
+            signal.signal(number, signal.SIG_IGN)  # the end is under way, and must not be cut short
+        raise KeyboardInterrupt
+
+    for number in ends:
+        if before[number] != signal.SIG_IGN:  # as nohup asks
+            signal.signal(number, interrupt)
+    return before
 
 
 def _end(error: BaseException, traced: bool = False) -> NoReturn:

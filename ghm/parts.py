@@ -19,7 +19,6 @@ from ghm import scoring
 from ghm.data import Data
 from ghm.data.loader import Batches
 from ghm.paths import expanded
-from ghm.tracking import Tracker
 from ghm.training.engine import AMP, moving_average
 
 # Choices of files in conf/, which Hydra writes with a slash.
@@ -45,6 +44,7 @@ WHOLE = {
     "loader_processes": 0,
     "keep": 1,
     "scaling.num_workers": 0,
+    "threads": 1,
 }
 
 
@@ -112,10 +112,6 @@ def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield from _leaves(child, f"{path}.{name}".strip("."))
 
 
-def open_tracker(cfg: DictConfig) -> Tracker:
-    return Tracker.open(cfg.tracking.uri, cfg.tracking.experiment, cfg.runs)
-
-
 def check(cfg: DictConfig) -> None:
     """Everything that can be known to be wrong before a run starts; ValueError names key, value, remedy."""
     for key in GROUPS:
@@ -153,7 +149,6 @@ def check(cfg: DictConfig) -> None:
     Batches([True] * cfg.batch_size, cfg.batch_size, cfg.seed, 0, workers, cfg.accumulate)
     if cfg.ema is not None:
         moving_average(something, cfg.ema)
-    open_tracker(cfg)
 
 
 def _check_place(runs: Path) -> None:

@@ -6,6 +6,10 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+_PACKAGE = Path(__file__).resolve().parent
+# In a checkout conf/ lies beside the package, in an installed one within it.
+CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
+
 PATHS = ("runs", "dir", "checkpoint", "data.root", "data.train", "data.val", "data.images", "model.weights")
 BELOW_ROOT = ("data.train", "data.val", "data.images")
 

@@ -35,6 +35,14 @@ def record(folder: Path, config: DictConfig, overrides: Iterable[str]) -> None:
     OmegaConf.save(OmegaConf.create(without_secrets(list(overrides))), place / "overrides.yaml")
 
 
+def write_atomically(path: Path, text: str) -> None:
+    """A reader sees the old file or the new one, never half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(text)
+    partial.replace(path)
+
+
 def flat(node: Any, path: str = "") -> dict[str, Any]:
     """Nested settings as one level: {"loss": {"cls": 1}} becomes {"loss.cls": 1}."""
     if not isinstance(node, dict):

@@ -1,32 +1,34 @@
 """One run as the command line and a sweep start it: checked, recorded, handed to Ray Train, and ended orderly."""
 
 import json
+import logging
 import os
-import signal
 import traceback
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
-import ray
 from omegaconf import DictConfig, OmegaConf
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from ghm import provenance
+from ghm.cluster import check_fits, connected
 from ghm.failure import Failed
-from ghm.parts import check, division, open_tracker
+from ghm.job import Job
+from ghm.parts import check, division
 from ghm.paths import absolute
-from ghm.secrets import without_secrets
-from ghm.tracking import Run
-from ghm.worker import train_worker
+from ghm.provenance import write_atomically
+from ghm.resume import refuse_other
+from ghm.tracking import STATUS, Sender, Spool, Tracker
+from ghm.worker import epoch_line, train_worker
 
 BEGUN = "run.json"
-# Settings that a continued run may have changed: they decide no number.
-FREE = ("epochs", "keep", "loader_processes", "figures")
+
+log = logging.getLogger(__name__)
 
 
 class TrainingError(Failed):
@@ -41,101 +43,130 @@ def train(cfg: DictConfig) -> float:
     """
     cfg = absolute(cfg)
     check(cfg)
-    folder = Path(cfg.dir)
-    with _cluster(cfg.scaling):
-        run, begun = _open_run(cfg, folder)
+    job = Job.of(cfg, attempt=Spool(Path(cfg.dir)).attempts() + 1)
+    with _cluster(job), _sent(job):
+        _claim(job)
+        spool = Spool(job.place.folder, job.key.attempt)
+        _describe(spool, job, cfg)
         try:
-            if not begun:
-                _describe(run, cfg, folder)
-            result = _fit(cfg, folder, run.run_id)
+            result = _fit(job)
         except BaseException as error:
             interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
-            run.set_tags({"error": "".join(traceback.format_exception(error))[-4000:]})
-            run.finish("KILLED" if interrupted else "FAILED", "cancelled" if interrupted else "failed")
+            spool.set_tags({"error": "".join(traceback.format_exception(error))[-4000:]})
+            _finish(spool, "cancelled" if interrupted else "failed")
             if interrupted:
                 raise
-            raise TrainingError(f"run {run.run_id} in {folder} failed: {error}") from error
-    if result["pruned"]:
-        run.finish("KILLED", "pruned")
-    else:
-        run.finish("FINISHED", "finished")
-    return float(result["metrics"][cfg.objective])
+            raise TrainingError(f"run in {job.place.folder} failed: {error}") from error
+        _finish(spool, "pruned" if result["pruned"] else "finished")
+    return float(result["metrics"][job.settings.objective])
 
 
-def _open_run(cfg: DictConfig, folder: Path) -> tuple[Run, bool]:
-    """The MLflow run begun in this folder before (and True), or a new one (and False).
+def _finish(spool: Spool, state: str) -> None:
+    spool.finish(STATUS[state], state)
 
-    ValueError when the folder holds a run with other settings: its checkpoint is not this run's.
+
+@contextmanager
+def _sent(job: Job) -> Iterator[None]:
+    """Send the record while it is written; that of a sweep's trial is sent by the sweep.
+
+    ValueError when a new run's server does not answer: its address may be wrong.
     """
-    tracker, known, settings = open_tracker(cfg), folder / BEGUN, _settings(cfg)
+    if job.key.record is not None:
+        yield
+        return
+    tracker = Tracker.open(job.place.tracking_uri, job.place.experiment, str(job.place.runs))
+    if Spool(job.place.folder).key is None:
+        tracker.reach()
+    with Sender(tracker, lambda: [job.place.folder]):
+        yield
+
+
+def _claim(job: Job) -> None:
+    """Mark a folder as this run's; ValueError when it holds a run whose numbers are others."""
+    known, settings = job.place.folder / BEGUN, job.settings.flat()
     if known.exists():
-        before = json.loads(known.read_text())
-        for key in sorted(before["settings"].keys() | settings.keys()):
-            old, new = before["settings"].get(key), settings.get(key)
-            if old != new and key not in FREE:
-                raise ValueError(f"dir={folder}: holds a run with {key}={old}, not {new}; give another dir")
-        if (run := tracker.resume(before["run_id"])) is not None:
-            return run, True
-    tags = {f"sweep.{key}": cfg.trial[key] for key in ("name", "trial", "params") if cfg.trial[key] is not None}
-    tags |= {"mlflow.source.git.commit": provenance.commit(), "dir": folder}
-    run = tracker.start(cfg.trial.label or folder.name, tags, parent=cfg.trial.parent_run)
-    folder.mkdir(parents=True, exist_ok=True)
-    known.write_text(json.dumps({"run_id": run.run_id, "settings": settings}, indent=2))
-    return run, False
+        try:
+            before = json.loads(known.read_text())["settings"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"dir={known.parent}: {BEGUN} cannot be read ({error}); give another dir") from error
+        refuse_other(job, before)
+    write_atomically(known, json.dumps({"fingerprint": job.settings.fingerprint, "settings": settings}, indent=2))
 
 
-def _settings(cfg: DictConfig) -> dict[str, Any]:
-    """All that a run's numbers depend on, by dotted key: not where it runs or what is kept where."""
-    places = ("cwd", "dir", "runs", "tracking", "trial")
-    about = OmegaConf.create({key: cfg[key] for key in cfg if key not in places})
-    return without_secrets(provenance.flat(OmegaConf.to_container(about, resolve=True)))
-
-
-def _describe(run: Run, cfg: DictConfig, folder: Path) -> None:
-    """Record all that the run depends on: config, overrides, versions of packages."""
-    run.log_params(_settings(cfg))
-    run.log_text(OmegaConf.to_yaml(cfg, resolve=True), "config/config.yaml")
-    run.log_text(json.dumps(provenance.packages(), indent=2), "config/packages.json")
-    overrides = folder / ".hydra" / "overrides.yaml"
+def _describe(spool: Spool, job: Job, cfg: DictConfig) -> None:
+    """Record all that the run depends on: config, overrides, versions of packages, once."""
+    key, place = job.key, job.place
+    tags: dict[str, object] = {"sweep.name": key.sweep, "sweep.trial": key.trial, "sweep.params": key.params}
+    tags = {name: value for name, value in tags.items() if value is not None}
+    tags |= {
+        "mlflow.source.git.commit": provenance.commit(),
+        "dir": place.folder,
+        "settings": job.settings.fingerprint,
+    }
+    spool.start(key.label or place.folder.name, tags, parent=key.parent, key=key.record)
+    if any("params" in entry for entry in spool.entries()):
+        return
+    spool.log_text(OmegaConf.to_yaml(cfg, resolve=True), "config/config.yaml")
+    spool.log_text(json.dumps(provenance.packages(), indent=2), "config/packages.json")
+    overrides = place.folder / ".hydra" / "overrides.yaml"
     if overrides.exists():
-        run.log_file(overrides, "config")
+        spool.log_file(overrides, "config")
     if OmegaConf.select(cfg, "data.val_share") is not None:
-        run.log_text(json.dumps(division(cfg), indent=2), "config/division.json")
+        spool.log_text(json.dumps(division(cfg), indent=2), "config/division.json")
+    spool.log_params(job.settings.flat())  # last: says that all of it is there
 
 
-def _fit(cfg: DictConfig, folder: Path, run_id: str) -> dict[str, Any]:
+def _fit(job: Job) -> dict[str, Any]:
     """Run `train_worker` under Ray Train: in this process, or as a group of worker processes."""
-    job = {"config": OmegaConf.to_container(cfg, resolve=True), "folder": str(folder), "run_id": run_id}
-    if cfg.scaling.num_workers > 0:
-        return _fit_in_workers(job, cfg.scaling)
+    if job.place.workers > 0:
+        return _fit_in_workers(job)
     # Local mode needs no Ray cluster and keeps nothing itself: checkpoints and retries are ours.
     here = ScalingConfig(num_workers=0)
-    return TorchTrainer(train_worker, train_loop_config=job, scaling_config=here).fit().return_value
+    return TorchTrainer(_work, train_loop_config={"job": job}, scaling_config=here).fit().return_value
 
 
-def _fit_in_workers(job: dict[str, Any], scaling: DictConfig) -> dict[str, Any]:
+def _work(config: dict[str, Any]) -> dict[str, Any]:
+    return train_worker(config["job"])
+
+
+def _fit_in_workers(job: Job) -> dict[str, Any]:
     # Train's controller answers a report once per interval; its default of 2 s is long beside an epoch.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    place = job.place
     trainer = TorchTrainer(
-        train_worker,
-        train_loop_config=job,
+        _work,
+        train_loop_config={"job": job},
         scaling_config=ScalingConfig(
-            num_workers=scaling.num_workers,
-            use_gpu=scaling.gpus > 0,
-            resources_per_worker={"CPU": scaling.cpus, "GPU": scaling.gpus},
+            num_workers=place.workers,
+            use_gpu=place.gpus > 0,
+            resources_per_worker={"CPU": place.cpus, "GPU": place.gpus},
         ),
         run_config=RunConfig(
-            name=f"train-{job['run_id']}",
-            storage_path=f"{job['folder']}/ray",
-            failure_config=FailureConfig(max_failures=scaling.max_failures, controller_failure_limit=3),
-            worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": str(scaling.cpus)}},
+            name=f"train-{Spool(place.folder).key}-{job.key.attempt}",
+            storage_path=str(place.folder / "ray"),
+            failure_config=FailureConfig(max_failures=place.max_failures, controller_failure_limit=3),
+            worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": str(job.settings.threads)}},
         ),
     )
     # In the main thread `fit` would take the interrupt handler over for good. A daemon, because an
     # interrupted run must not wait for its end.
     ended: Future[Any] = Future()
     Thread(target=lambda: _settle(ended, trainer.fit), daemon=True).start()
+    spool = Spool(place.folder)
+    shown = spool.last_step()
+    while not wait([ended], timeout=0.5).done:
+        shown = _show_epochs(spool, job, shown)
+    _show_epochs(spool, job, shown)
     return ended.result().return_value
+
+
+def _show_epochs(spool: Spool, job: Job, after: int) -> int:
+    """Log the epochs that workers, whose own log is Ray's, recorded after one; the last of them."""
+    for entry in spool.entries():
+        if "metrics" in entry and entry["step"] > max(after, 0):
+            after = entry["step"]
+            log.info(epoch_line(job.settings, after, entry["metrics"]))
+    return after
 
 
 def _settle(future: "Future[Any]", work: Callable[[], Any]) -> None:
@@ -146,22 +177,12 @@ def _settle(future: "Future[Any]", work: Callable[[], Any]) -> None:
 
 
 @contextmanager
-def _cluster(scaling: DictConfig) -> Iterator[None]:
-    """A Ray on which `scaling` fits: that of the sweep, of RAY_ADDRESS, or one for this run alone."""
-    own = scaling.num_workers > 0 and not ray.is_initialized()
-    if own:
-        handler = signal.getsignal(signal.SIGTERM)
-        ray.init(log_to_driver=False, logging_level="ERROR", include_dashboard=False)
-        signal.signal(signal.SIGTERM, handler)  # Ray puts its own there, which would skip an orderly end
-    try:
-        for kind, each in {"CPU": scaling.cpus, "GPU": scaling.gpus}.items() if scaling.num_workers else ():
-            there = ray.cluster_resources().get(kind, 0)
-            if scaling.num_workers * each > there:
-                raise ValueError(
-                    f"scaling.num_workers={scaling.num_workers}: as many times {each:g} {kind} do not fit the "
-                    f"{there:g} of this Ray cluster; lower it or scaling.{kind.lower()}s"
-                )
+def _cluster(job: Job) -> Iterator[None]:
+    """A Ray on which the worker group fits, where one is asked for."""
+    place = job.place
+    if place.workers == 0:
         yield
-    finally:
-        if own:
-            ray.shutdown()
+        return
+    with connected():
+        check_fits(place.workers, "scaling.num_workers", place.cpus, place.gpus, "scaling.{kind}")
+        yield

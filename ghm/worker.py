@@ -1,131 +1,188 @@
 """What each Ray Train worker does in a run: build, train, score and record, epoch after epoch."""
 
 import logging
-from pathlib import Path
 from typing import Any
 
 import ray
 import ray.train
 import torch
 import torch.distributed as dist
-from omegaconf import DictConfig, OmegaConf
 from ray.train.torch import get_device
 from torch import nn
 
 from ghm import scoring
 from ghm.data import Data, train_loader, val_loader
-from ghm.parts import build, build_model, build_optimizer, open_tracker, recipe
+from ghm.job import Job, Settings
+from ghm.parts import build, build_model, build_optimizer, recipe
 from ghm.scoring import Detection, Judgement
-from ghm.tracking import Run
+from ghm.tracking import Spool
 from ghm.training import checkpoint, engine
 from ghm.training.checkpoint import RunState
 
 log = logging.getLogger(__name__)
 
 
-def train_worker(job: dict[str, Any]) -> dict[str, Any]:
-    """What every worker does, rank 0 recording it. Returns the last metrics and whether it was pruned.
+def train_worker(job: Job) -> dict[str, Any]:
+    """What every worker does; rank 0 scores and records. Returns the last metrics and whether it was pruned.
 
     A run whose folder holds a checkpoint continues after that checkpoint's epoch.
     """
-    cfg, folder = OmegaConf.create(job["config"]), Path(job["folder"])
+    settings, place = job.settings, job.place
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    device = get_device() if cfg.device == "auto" else torch.device(cfg.device)
-    torch.manual_seed(cfg.seed)
+    device = get_device() if settings.device == "auto" else torch.device(settings.device)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(settings.threads)
+    try:
+        torch.manual_seed(settings.seed)
+        cfg = settings.config()
+        data: Data = build(cfg, "data")
+        batches = train_loader(
+            data.train, settings.batch_size, place.loader_processes, settings.seed, rank, world, settings.accumulate
+        )
+        scored = val_loader(data.val, settings.batch_size, place.loader_processes, rank, world)
+        state = _begin(job, data, len(batches) // settings.accumulate, device)
+        content = _from_first(checkpoint.newest(place.folder) if rank == 0 else None, device)
+        if content is not None:
+            state.take(content)
+        recorder = _Recorder(job, state, data) if rank == 0 else None
+        return _train(job, state, data, batches, scored, device, recorder)
+    finally:
+        torch.set_num_threads(threads)
 
-    data: Data = build(cfg, "data")
-    batches = train_loader(data.train, cfg.batch_size, cfg.loader_processes, cfg.seed, rank, world, cfg.accumulate)
-    scored = val_loader(data.val, cfg.batch_size, cfg.loader_processes, rank, world)
-    state = _begin(cfg, data, len(batches) // cfg.accumulate, device)
-    checkpoint.restore(state, folder)
-    run = open_tracker(cfg).run(job["run_id"]) if rank == 0 else None
-    if run is not None and state.epoch == 0:
-        guess = scoring.score(data.val.coco, scoring.chance(data.val.coco))
-        run.log_metrics({"val/chance_AP50": guess["AP50"]}, step=0)
 
+def _train(
+    job: Job, state: RunState, data: Data, batches: Any, scored: Any, device: torch.device, recorder: "_Recorder | None"
+) -> dict[str, Any]:
+    settings = job.settings
+    rank, world = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
     # Densities are equal on all workers, or meant to differ (counts=local): rank 0's must not overwrite them.
     wrapped = nn.parallel.DistributedDataParallel(state.model, broadcast_buffers=False) if world > 1 else state.model
-    seed, pruned, judgement = hash((cfg.seed, rank)), False, None
+    seed, pruned, judgement = hash((settings.seed, rank)), False, None
     for result in engine.fit(
         state,
         batches,
         device,
         seed,
-        cfg.epochs,
-        clip_grad=cfg.clip_grad,
-        accumulate=cfg.accumulate,
-        amp=cfg.amp,
+        settings.epochs,
+        clip_grad=settings.clip_grad,
+        accumulate=settings.accumulate,
+        amp=settings.amp,  # type: ignore[arg-type]  # checked at the door
         model=wrapped,
     ):
-        model = state.model if state.average is None else state.average.module
-        judgement = scoring.judge(data.val.coco, _detect(model, scored, data, device))
-        state.epoch = result.epoch
-        numbers = {f"val/{name}": value for name, value in judgement.numbers.items()}
-        state.metrics = _over_workers(result.metrics) | numbers
-        pruned = _record(cfg, state, folder, run) if run is not None else False
-        ray.train.report(state.metrics)
-        pruned = _gather(pruned)[0]  # rank 0 decides; the others must not wait for it in another epoch
+        detections = _detect(state, scored, data, device)
+        metrics = _over_workers(result.metrics)
+        if recorder is not None:
+            judgement = scoring.judge(data.val.coco, detections)
+            pruned = recorder.epoch(result.epoch, metrics, judgement)
+        # Rank 0 decides; the others must not wait for it in another epoch.
+        pruned, metrics = _from_first((pruned, state.history[-1]["metrics"] if recorder else metrics), device)
+        ray.train.report(metrics)
         if pruned:
             break
-    if run is not None:
-        _keep(cfg, run, folder, data, judgement)
-    return {"metrics": state.metrics, "pruned": pruned}
+    unseen = judgement is None and job.place.figures and state.epoch >= settings.epochs
+    if _from_first(unseen, device):  # it was ended between its last epoch and its figures
+        detections = _detect(state, scored, data, device)
+        judgement = scoring.judge(data.val.coco, detections) if recorder is not None else None
+    if recorder is None:
+        return {"metrics": {}, "pruned": pruned}
+    recorder.end(judgement)
+    return {"metrics": state.history[-1]["metrics"], "pruned": pruned}
 
 
-def _begin(cfg: DictConfig, data: Data, steps_per_epoch: int, device: torch.device) -> RunState:
+def _begin(job: Job, data: Data, steps_per_epoch: int, device: torch.device) -> RunState:
     """The state of a run that has not done a step."""
-    layout = torch.channels_last if cfg.channels_last else torch.contiguous_format
+    settings, cfg = job.settings, job.settings.config()
+    layout = torch.channels_last if settings.channels_last else torch.contiguous_format
     model = build_model(cfg, data.train.num_classes).to(device)
     model = model.to(memory_format=layout)  # type: ignore[call-overload]
     data.train.masks = getattr(model, "needs_masks", False)
-    if cfg.compile:
+    if settings.compile:
         model.backbone.compile()
     optimizer = build_optimizer(cfg, model)
     return RunState(
         model,
         optimizer,
-        build(cfg, "schedule", optimizer, cfg.epochs, steps_per_epoch),
-        torch.amp.GradScaler(device.type) if cfg.amp == "fp16" else None,
-        None if cfg.ema is None else engine.moving_average(model, cfg.ema),
+        build(cfg, "schedule", optimizer, settings.epochs, steps_per_epoch),
+        torch.amp.GradScaler(device.type) if settings.amp == "fp16" else None,
+        None if settings.ema is None else engine.moving_average(model, settings.ema),
         recipe=recipe(cfg, data.train.class_names),
     )
 
 
-def _detect(model: nn.Module, batches: Any, data: Data, device: torch.device) -> list[Detection]:
+def _detect(state: RunState, batches: Any, data: Data, device: torch.device) -> list[Detection]:
     """What is found on the images of all workers, each image once."""
+    model = state.model if state.average is None else state.average.module
     model.eval()
     found = _gather(scoring.detect(model, batches, data.val.category_ids, device))
     return [detection for part in found for detection in part]
 
 
-def _record(cfg: DictConfig, state: RunState, folder: Path, run: Run) -> bool:
-    """Keep an epoch: checkpoints, metrics, a line of log. Whether the sweep wants the trial to stop here."""
-    if cfg.objective not in state.metrics:
-        raise ValueError(f"objective={cfg.objective}: the validation images hold no object it counts; choose another")
-    objective = state.metrics[cfg.objective]
-    is_best = objective > state.best
-    state.best = max(objective, state.best)
-    checkpoint.keep(state, folder, cfg.keep, is_best)
-    run.log_metrics(state.metrics, step=state.epoch)
-    shown = dict.fromkeys(("train/loss", "val/AP", "val/AP50", cfg.objective))
-    values = "  ".join(f"{name} {state.metrics[name]:.4f}" for name in shown if name in state.metrics)
-    log.info("epoch %d of %d  %s", state.epoch, cfg.epochs, values)
-    if cfg.trial.hub is None:
-        return False
-    hub = ray.get_actor(cfg.trial.hub)
-    return ray.get(hub.report.remote(cfg.trial.trial, state.epoch, cfg.epochs, objective))
+def epoch_line(settings: Settings, epoch: int, metrics: dict[str, float]) -> str:
+    """What is shown of an epoch."""
+    shown = dict.fromkeys(("train/loss", "val/AP", "val/AP50", settings.objective))
+    values = "  ".join(f"{name} {metrics[name]:.4f}" for name in shown if name in metrics)
+    return f"epoch {epoch} of {settings.epochs}  {values}"
 
 
-def _keep(cfg: DictConfig, run: Run, folder: Path, data: Data, judgement: Judgement | None) -> None:
-    """Record a run's checkpoints, and figures of what its last epoch finds and misses."""
-    run.log_file(folder / checkpoint.BEST, "checkpoints")
-    run.log_file(folder / checkpoint.LAST, "checkpoints")
-    if cfg.figures and judgement is not None:
-        from ghm.report import detections  # plotting takes a second to import
+class _Recorder:
+    """Keeps a run's epochs. The checkpoint is written first; all else follows from it, and is caught up with on start.
 
-        for path in detections.write(judgement, data.val.pixels, data.val.class_names, folder / "figures"):
-            run.log_file(path, "figures")
+    A run that is stopped at any line of this, and started again, ends as if it had not been.
+    """
+
+    def __init__(self, job: Job, state: RunState, data: Data) -> None:
+        self.job, self.state, self.data = job, state, data
+        self.spool = Spool(job.place.folder, job.key.attempt)
+        checkpoint.derive(state, job.place.folder, job.place.keep)
+        if self.spool.last_step() < 0:
+            guess = scoring.score(data.val.coco, scoring.chance(data.val.coco))
+            self.spool.log_metrics({"val/chance_AP50": guess["AP50"]}, step=0)
+        for epoch in state.history:
+            self._tell(epoch)
+
+    def epoch(self, number: int, metrics: dict[str, float], judgement: Judgement) -> bool:
+        """Keep an epoch: checkpoint, metrics, a line of log. Whether the sweep wants the trial to stop here."""
+        settings, place = self.job.settings, self.job.place
+        metrics = metrics | {f"val/{name}": value for name, value in judgement.numbers.items()}
+        objective = settings.objective
+        if objective not in metrics:
+            raise ValueError(f"objective={objective}: the validation images hold no object it counts; choose another")
+        self.state.finish_epoch(number, metrics, metrics[objective])
+        checkpoint.commit(self.state, place.folder, place.keep)
+        log.info(epoch_line(settings, number, metrics))
+        return self._tell(self.state.history[-1])
+
+    def end(self, judgement: Judgement | None) -> None:
+        """Record the checkpoints, and figures of what the last epoch finds and misses."""
+        folder = self.job.place.folder
+        for name in (checkpoint.BEST, checkpoint.LAST):
+            self.spool.log_file(folder / name, "checkpoints")
+        if self.job.place.figures and judgement is not None:
+            from ghm.report import detections  # plotting takes a second to import
+
+            val = self.data.val
+            for path in detections.write(judgement, val.pixels, val.class_names, folder / "figures"):
+                self.spool.log_file(path, "figures")
+
+    def _tell(self, epoch: checkpoint.Epoch) -> bool:
+        """Say what an epoch came to wherever it is not known yet; whether the sweep wants the trial to stop."""
+        if epoch["epoch"] > self.spool.last_step():
+            self.spool.log_metrics(epoch["metrics"], epoch["epoch"], epoch["at"])
+        if self.job.place.hub is None:
+            return False
+        value, epochs = epoch["metrics"][self.job.settings.objective], self.job.settings.epochs
+        hub = ray.get_actor(self.job.place.hub)
+        return bool(ray.get(hub.report.remote(self.job.key.trial, epoch["epoch"], epochs, value)))
+
+
+def _from_first(value: Any, device: torch.device) -> Any:
+    """Rank 0's value, on all ranks."""
+    if not dist.is_initialized():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0, device=device if dist.get_backend() == "nccl" else None)
+    return box[0]
 
 
 def _gather(value: Any) -> list[Any]:

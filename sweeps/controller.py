@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from optuna.pruners import BasePruner
@@ -12,7 +13,7 @@ from optuna.trial import Trial, TrialState
 
 from ghm.failure import Failed
 from ghm.secrets import hidden
-from ghm.tracking import Tracker
+from ghm.tracking import STATUS, Spool
 from sweeps.pool import Outcome, Pool, Task
 from sweeps.space import Params, Space
 from sweeps.study import ENDED, count
@@ -37,20 +38,30 @@ class Search:
 
 @dataclass(frozen=True)
 class Record:
-    """The sweep's place in MLflow: below which run its trials record themselves."""
+    """The sweep's place in MLflow: the key of its run, below which its trials record themselves."""
 
     name: str
-    tracker: Tracker
-    parent: str
+    key: str
+    folder: Path  # holds one folder a trial
 
-    def context(self, hub: str) -> dict[str, Any]:
+    def context(self, number: int, hub: str) -> dict[str, Any]:
         """What a trial has to know to record itself and to report."""
-        return {"name": self.name, "parent_run": self.parent, "hub": hub}
+        return {"name": self.name, "record": f"{self.key}-{number:04d}", "parent": self.key, "hub": hub}
 
-    def death(self, number: int, params: Params, label: str, error: str) -> None:
-        """A trial whose process is gone, and so could not record its own end."""
+    def trial(self, number: int) -> Path:
+        return self.folder / f"{number:04d}"
+
+    def failure(self, number: int, params: Params, label: str, error: str) -> None:
+        """Of a trial that could not record its own end, or not even its beginning."""
+        spool = Spool(self.trial(number))
+        if spool.state() == "failed":
+            return
+        spool = Spool(self.trial(number), max(spool.attempts(), 1))
         tags = {"sweep.name": self.name, "sweep.trial": number, "sweep.params": json.dumps(params)}
-        self.tracker.fail_child(self.parent, f"{number:03d} {label}", tags, error)
+        if spool.key is None:
+            spool.start(f"{number:03d} {label}", tags, parent=self.key, key=f"{self.key}-{number:04d}")
+        spool.set_tags({"error": error[-4000:]})
+        spool.finish(STATUS["failed"], "failed")
 
 
 @dataclass
@@ -99,9 +110,8 @@ class Controller:
         params = self.search.space.suggest(trial)
         label = self.search.space.label(params)
         self.view.started(trial.number, label)
-        self.pool.submit(
-            trial.number, self.task, self.compose(trial.number, params, label, self.record.context(self.pool.hub_name))
-        )
+        context = self.record.context(trial.number, self.pool.hub_name)
+        self.pool.submit(trial.number, self.task, self.compose(trial.number, params, label, context))
 
     def _hear(self) -> None:
         """Pass the epochs that trials reported on to Optuna, and stop what it would prune."""
@@ -110,6 +120,8 @@ class Controller:
             trial = self.trials.get(number)
             if trial is None:
                 continue
+            if epoch in self.study._storage.get_trial(trial._trial_id).intermediate_values:
+                continue  # said again by a trial that goes on
             trial.report(value, epoch)
             if epoch < epochs and number not in self.stopped and trial.should_prune():
                 self.stopped.add(number)
@@ -123,8 +135,7 @@ class Controller:
             self.study.tell(trial, state=TrialState.FAIL)
             reason = outcome.error.strip().splitlines()[-1]
             self.view.ended(number, "failed", None, reason)
-            if outcome.died:
-                self.record.death(number, trial.params, label, outcome.error)
+            self.record.failure(number, trial.params, label, outcome.error)
             self._give_up_if_needed(f"trial {number}, {label}: {reason}")
         elif number in self.stopped:
             self.study.tell(trial, state=TrialState.PRUNED)

@@ -1,8 +1,9 @@
 """One sweep from start to end: study, parent run, slots, and an orderly way out of each."""
 
 import re
+import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,11 @@ from typing import Any
 import optuna
 from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
-from optuna.storages import BaseStorage
 from optuna.study import Study
 from optuna.trial import TrialState
 
-from ghm.tracking import Run, Tracker
+from ghm.cluster import connected
+from ghm.tracking import SPOOL, STATUS, Sender, Spool, Tracker, agree
 from sweeps.controller import Controller, Record, Search
 from sweeps.pool import Pool, Task
 from sweeps.space import Params
@@ -72,58 +73,67 @@ def run_sweep(sweep: Sweep, search: Search, task: Task, compose: Compose, tracke
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     sweep.folder.mkdir(parents=True, exist_ok=True)
-    with _alone(sweep.folder):
+    with _alone(sweep.folder), ExitStack() as cluster:
         storage = open_storage(sweep.storage, sweep.runs)
         study = open_study(storage, sweep.name, sweep.direction, search.space, sweep.folder)
         try:
             resume(storage, study)
             n_trials = enqueue(study, sweep.first, search.space, sweep.n_trials)
-            left = count(study, *ENDED) < n_trials
-            pool = Pool(sweep.n_jobs, sweep.cpus, sweep.gpus, sweep.name) if left else None
+            pool = None
+            if count(study, *ENDED) < n_trials:
+                cluster.enter_context(connected())
+                pool = Pool(sweep.n_jobs, sweep.cpus, sweep.gpus, sweep.name)
         except ValueError:
             if not count(study, *ENDED):
                 optuna.delete_study(storage=storage, study_name=sweep.name)  # nothing was done: leave nothing
             raise
-        parent = _parent(tracker, sweep)
-        with _orderly_end(sweep, storage, study, pool, tracker, parent):
+        record = Record(sweep.name, _key(study), sweep.folder)
+        with Sender(tracker, lambda: [sweep.folder, *_trials(sweep.folder)]), _orderly_end(study, pool, record):
+            spool = Spool(sweep.folder, Spool(sweep.folder).attempts() + 1)
+            about = {"sweep.name": sweep.name, "sweep.kind": "sweep", "sweep.objective": sweep.objective}
+            spool.start(sweep.name, about, key=record.key)
             if pool is not None:
                 view = View(sweep.name, sweep.objective, n_trials)
-                record = Record(sweep.name, tracker, parent.run_id)
                 with view:
                     Controller(study, search, pool, task, compose, record, view, n_trials, sweep.max_failure_rate).run()
         return study.best_value if count(study, TrialState.COMPLETE) else None
 
 
 @contextmanager
-def _orderly_end(
-    sweep: Sweep, storage: BaseStorage, study: Study, pool: Pool | None, tracker: Tracker, parent: Run
-) -> Iterator[None]:
+def _orderly_end(study: Study, pool: Pool | None, record: Record) -> Iterator[None]:
     """However the work ends: no process, no trial and no MLflow run is left running."""
-    status, state = "FAILED", "failed"
+    state = "failed"
     try:
         yield
-        status, state = "FINISHED", "finished"
+        state = "finished"
     except (KeyboardInterrupt, SystemExit):
-        status, state = "KILLED", "cancelled"
+        state = "cancelled"
         raise
     finally:
         if pool is not None:
             pool.close()
-        resume(storage, study)  # what was running waits for the same command
-        tracker.close_children(parent.run_id)
-        OmegaConf.save(results(study), sweep.folder / "optimization_results.yaml")
-        parent.finish(status, state)
+        resume(study._storage, study)  # what was running waits for the same command
+        agree({record.trial(trial.number): _state(trial.state) for trial in study.get_trials(deepcopy=False)})
+        OmegaConf.save(results(study), record.folder / "optimization_results.yaml")
+        spool = Spool(record.folder, Spool(record.folder).attempts())
+        spool.finish(STATUS[state], state)
 
 
-def _parent(tracker: Tracker, sweep: Sweep) -> Run:
-    """The sweep's MLflow run, new or continued, without children left over from a controller that died."""
-    known = tracker.sweep(sweep.name)
-    if known is not None and (run := tracker.resume(known.info.run_id)) is not None:
-        tracker.close_children(run.run_id)
-        return run
-    return tracker.start(
-        sweep.name, {"sweep.name": sweep.name, "sweep.kind": "sweep", "sweep.objective": sweep.objective}
-    )
+def _state(state: TrialState) -> str:
+    names = {TrialState.COMPLETE: "finished", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
+    return names.get(state, "interrupted")
+
+
+def _key(study: Study) -> str:
+    """Of the sweep's MLflow run: the study's own, so that no other sweep of this name touches it."""
+    if "record" not in study.user_attrs:
+        study.set_user_attr("record", uuid.uuid4().hex)
+    key: str = study.user_attrs["record"]
+    return key
+
+
+def _trials(folder: Path) -> list[Path]:
+    return sorted(path.parent for path in folder.glob(f"[0-9]*/{SPOOL}"))
 
 
 @contextmanager

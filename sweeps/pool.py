@@ -2,7 +2,6 @@
 
 import gc
 import os
-import signal
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +10,8 @@ from typing import Any
 import ray
 from omegaconf import OmegaConf
 from ray.exceptions import RayActorError, RayTaskError
+
+from ghm.cluster import check_fits
 
 Task = Callable[[Any], Any]
 
@@ -57,24 +58,13 @@ class Hub:
 
 
 class Pool:
-    """`size` slots, and the hub beside them. Starts a local Ray unless RAY_ADDRESS names a cluster."""
+    """`size` slots on the Ray that is connected, and the hub beside them. ValueError when they do not fit it."""
 
     def __init__(self, size: int, cpus: float, gpus: float, name: str) -> None:
-        self._own = not ray.is_initialized()
-        if self._own:
-            start_ray()
+        check_fits(size, "hydra.sweeper.n_jobs", cpus, gpus, "hydra.sweeper.slot.{kind}")
         self.size, self._resources = size, {"num_cpus": cpus, "num_gpus": gpus}
         self._idle: list[Any] = []
         self._busy: dict[Any, tuple[Any, int]] = {}
-        for kind, each in (("CPU", cpus), ("GPU", gpus)):
-            there = ray.cluster_resources().get(kind, 0)
-            if size * each > there:
-                if self._own:
-                    ray.shutdown()
-                raise ValueError(
-                    f"hydra.sweeper.n_jobs={size}: {size} slots of {each:g} {kind} do not fit the {there:g} of this "
-                    f"Ray cluster; lower n_jobs or hydra.sweeper.slot.{kind.lower()}s"
-                )
         self.hub_name = f"hub-{name}-{os.getpid()}"
         self.hub = ray.remote(Hub).options(name=self.hub_name, num_cpus=0).remote()
 
@@ -109,16 +99,5 @@ class Pool:
 
     def close(self) -> None:
         """End all slots at once, with whatever they run."""
-        if self._own:
-            ray.shutdown()
-            return
         for actor in [self.hub, *self._idle, *(slot for slot, _ in self._busy.values())]:
             ray.kill(actor)
-
-
-def start_ray() -> None:
-    """Connect to RAY_ADDRESS, or start a small Ray on this machine that ends with this process."""
-    options: dict[str, Any] = {} if os.environ.get("RAY_ADDRESS") else {"object_store_memory": 200 * 2**20}
-    handler = signal.getsignal(signal.SIGTERM)
-    ray.init(log_to_driver=False, logging_level="ERROR", include_dashboard=False, **options)
-    signal.signal(signal.SIGTERM, handler)  # Ray puts its own there, which would skip an orderly end

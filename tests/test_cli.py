@@ -13,6 +13,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from ghm.data import coco_folder
+from ghm.tracking import Spool, Tracker
 from tests.data.folders import drawn, write
 
 SMALL = ("epochs=1", "data.train_images=16", "data.val_images=8")
@@ -245,9 +246,9 @@ def test_a_division_of_one_file_is_recorded_with_the_run(ghm):
     write(Path("one"), "annotations/instances_default.json", *drawn("train", 10), "images")
     arguments = ("data=coco_folder", "data.root=one", "data.val_share=0.2", "epochs=1", "batch_size=4", "figures=false")
     assert ghm("train", *arguments, "dir=run") == 0
-    client = MlflowClient(f"sqlite:///{Path('runs').resolve()}/mlflow.db")
-    run = client.get_run(json.loads(Path("run/run.json").read_text())["run_id"])
-    division = json.loads(Path(client.download_artifacts(run.info.run_id, "config/division.json")).read_text())
+    tracker = Tracker.open(None, "ghm", "runs")
+    run = tracker.find(Spool(Path("run")).key)
+    division = json.loads(Path(tracker.client.download_artifacts(run.info.run_id, "config/division.json")).read_text())
     assert len(division["train"]) + len(division["val"]) == 10
     val = coco_folder("one", val_share=0.2).val
     assert division["val"] == [image["file_name"] for image in val.coco.dataset["images"]]

@@ -59,7 +59,10 @@ def test_every_documented_sweep_is_accepted(command, monkeypatch):
     assert isinstance(stopped.value.__context__, Reached)
 
 
-@pytest.mark.parametrize("command", commands(".venv/bin/ghm evaluate") + commands(".venv/bin/ghm data"))
+OTHERS = [line for verb in ("evaluate", "data", "sync") for line in commands(f".venv/bin/ghm {verb}")]
+
+
+@pytest.mark.parametrize("command", OTHERS)
 def test_every_documented_evaluation_and_check_runs(command, ghm, monkeypatch):
     write_folder(Path("folder"))
     monkeypatch.setattr("ghm.fetch.coco2017", lambda root, **options: None)

@@ -19,22 +19,35 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
     "ghm/training": ({"ghm.training"}, {"torch"}),
     "ghm/scoring": ({"ghm.scoring"}, {"torch", "numpy", "pycocotools"}),
     "ghm/fetch.py": (set(), {"requests", "tenacity", "rich"}),
-    "ghm/tracking": ({"ghm.secrets", "ghm.tracking"}, {"mlflow"}),
+    "ghm/tracking": ({"ghm.secrets", "ghm.tracking"}, {"mlflow", "filelock", "tenacity"}),
+    "ghm/cluster.py": (set(), {"ray", "grpc"}),
+    "ghm/job.py": ({"ghm.provenance", "ghm.secrets"}, {"omegaconf"}),
+    "ghm/resume.py": ({"ghm.job", "ghm.parts", "ghm.paths"}, {"hydra", "omegaconf", "torch"}),
     "ghm/secrets.py": (set(), set()),
     "ghm/failure.py": (set(), set()),
     "ghm/paths.py": (set(), {"omegaconf"}),
     "ghm/arguments.py": ({"ghm.paths"}, {"hydra"}),
     "ghm/provenance.py": ({"ghm.secrets"}, {"omegaconf"}),
     "ghm/parts.py": (
-        {"ghm.data", "ghm.paths", "ghm.scoring", "ghm.tracking", "ghm.training"},
+        {"ghm.data", "ghm.paths", "ghm.scoring", "ghm.training"},
         {"torch", "hydra", "omegaconf"},
     ),
     "ghm/worker.py": (
-        {"ghm.data", "ghm.parts", "ghm.report", "ghm.scoring", "ghm.tracking", "ghm.training"},
-        {"torch", "ray", "omegaconf"},
+        {"ghm.data", "ghm.job", "ghm.parts", "ghm.report", "ghm.scoring", "ghm.tracking", "ghm.training"},
+        {"torch", "ray"},
     ),
     "ghm/run.py": (
-        {"ghm.failure", "ghm.parts", "ghm.paths", "ghm.provenance", "ghm.secrets", "ghm.tracking", "ghm.worker"},
+        {
+            "ghm.cluster",
+            "ghm.failure",
+            "ghm.job",
+            "ghm.parts",
+            "ghm.paths",
+            "ghm.provenance",
+            "ghm.resume",
+            "ghm.tracking",
+            "ghm.worker",
+        },
         {"ray", "omegaconf"},
     ),
     "ghm/report": (
@@ -62,7 +75,7 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
     "ghm/cli.py": ({"ghm.arguments", "ghm.failure", "ghm.secrets", "ghm.verbs"}, {"hydra", "omegaconf"}),
     "ghm/__main__.py": ({"ghm.cli"}, set()),
     "sweeps": (
-        {"sweeps", "ghm.failure", "ghm.provenance", "ghm.secrets", "ghm.tracking"},
+        {"sweeps", "ghm.cluster", "ghm.failure", "ghm.provenance", "ghm.secrets", "ghm.tracking"},
         {"optuna", "ray", "hydra", "omegaconf", "filelock", "rich", "sqlalchemy"},
     ),
 }
@@ -106,6 +119,11 @@ def test_only_the_doors_see_mlflow_optuna_and_ray_train():
         for package, door in doors.items():
             if any(name == package or name.startswith(f"{package}.") for name in imports(file)):
                 assert str(file.relative_to(ROOT)).startswith(door), f"{file} imports {package}"
+
+
+def test_one_file_alone_connects_to_ray():
+    callers = [str(file.relative_to(ROOT)) for file in sources() if "ray.init(" in file.read_text()]
+    assert callers == ["ghm/cluster.py"]
 
 
 def test_the_torch_rooms_import_without_ray_hydra_optuna_and_mlflow():

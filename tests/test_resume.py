@@ -63,7 +63,7 @@ def test_a_run_killed_anywhere_ends_where_an_unbroken_one_does(unbroken, tmp_pat
         assert ended[part].keys() == unbroken[part].keys()
         assert all(torch.equal(value, unbroken[part][name]) for name, value in ended[part].items())
     for name in NUMBERS:
-        assert ended["metrics"][name] == unbroken["metrics"][name], name
+        assert ended["history"][-1]["metrics"][name] == unbroken["history"][-1]["metrics"][name], name
     assert ended["epoch"] == 3
 
 

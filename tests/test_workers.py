@@ -31,11 +31,11 @@ def test_two_workers_with_two_images_each_train_what_one_does_with_four(alone, g
     shared = checkpoint.read(Path("runs/shared/last.pt"))
     for name, value in shared["model"].items():
         torch.testing.assert_close(value, alone["model"][name], rtol=1e-3, atol=2e-5, msg=name)
-    for name, value in alone["metrics"].items():
+    for name, value in alone["history"][-1]["metrics"].items():
         if name.startswith("train/"):
-            assert shared["metrics"][name] == pytest.approx(value, rel=1e-4), name
+            assert shared["history"][-1]["metrics"][name] == pytest.approx(value, rel=1e-4), name
         if name.startswith("val/"):
-            assert shared["metrics"][name] == pytest.approx(value, abs=2e-3), name
+            assert shared["history"][-1]["metrics"][name] == pytest.approx(value, abs=2e-3), name
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_others(alone, ghm):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from ghm.secrets import hidden
 from ghm.tracking import Tracker
 
 Curves = dict[str, dict[int, list[tuple[int, float]]]]
@@ -46,11 +47,19 @@ class SweepResult:
         return bool(len(self.done)) and float(self.done["val/AP50"].iloc[0]) > self.chance
 
 
-def load(tracker: Tracker, name: str, maximize: bool = True) -> SweepResult:
-    """Read a sweep from the tracker. ValueError when it holds none of this name, or one without trials."""
-    parent = tracker.sweep(name)
-    if parent is None:
-        raise ValueError(f"hydra.sweeper.study_name={name}: {tracker.uri} holds no sweep of this name; run it first")
+def load(tracker: Tracker, name: str, key: str | None = None, maximize: bool = True) -> SweepResult:
+    """Read a sweep from the tracker, by the key of its record, or by its name where this tells which it is.
+
+    ValueError when the tracker holds none of this name, several, or one without trials.
+    """
+    where = f"hydra.sweeper.study_name={name}: {hidden(tracker.uri)}"
+    own = None if key is None else tracker.find(key)
+    found = tracker.sweeps(name) if own is None else [own]
+    if not found:
+        raise ValueError(f"{where} holds no sweep of this name; run it first")
+    if len(found) > 1:
+        raise ValueError(f"{where} holds {len(found)} sweeps of this name; report where it was run, in its `runs`")
+    [parent] = found
     objective = parent.data.tags["sweep.objective"]
     rows: list[dict[str, object]] = []
     curves: Curves = {objective: {}}

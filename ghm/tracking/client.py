@@ -1,9 +1,11 @@
-"""The only door to MLflow: one experiment a project, a parent run a sweep, a child run a trial."""
+"""Talking to MLflow: one experiment a project, a parent run a sweep, a child run a trial, found by keys of ours."""
 
 import os
-import time
-from collections.abc import Iterator, Mapping
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from mlflow.entities import Metric, Param, RunTag
@@ -16,7 +18,54 @@ from ghm.secrets import hidden
 
 BATCH = 100  # MLflow takes at most 100 parameters or tags, and 1000 metrics, in one call
 PARAM_LENGTH = 6000
+KEY = "ghm.key"  # of a run begun on disk: finds it again when the answer to its creation was lost
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # the UI opens on training runs, not on GenAI traces
+
+
+# What MLflow says of an entry that it will never take; anything else may pass with time or a new password.
+FINAL = (
+    "INVALID_PARAMETER_VALUE",
+    "RESOURCE_DOES_NOT_EXIST",
+    "RESOURCE_ALREADY_EXISTS",
+    "BAD_REQUEST",
+    "INVALID_STATE",
+)
+
+
+class Away(ConnectionError):
+    """The server did not answer, or not as it does when it is well; later it may."""
+
+
+class Early(Away):
+    """This run cannot be sent yet: its sweep's run is not there, or somebody else is sending it."""
+
+
+class Refused(ValueError):
+    """The server will not take this, however often it is sent."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One value of a metric; sent twice with the same `at` (milliseconds) it is stored once."""
+
+    key: str
+    value: float
+    at: int
+    step: int
+
+
+@contextmanager
+def _answering(final: Sequence[str] = FINAL) -> Iterator[None]:
+    """Away or Refused, whatever a store, the network or the server raises."""
+    try:
+        yield
+    except (Away, Refused):
+        raise
+    except MlflowException as error:
+        reason = hidden(str(error).splitlines()[0][:300]) if str(error) else "no reason given"
+        raise (Refused if error.error_code in final else Away)(reason) from error
+    except Exception as error:
+        raise Away(hidden(str(error))) from error
 
 
 class Run:
@@ -25,51 +74,52 @@ class Run:
     def __init__(self, client: MlflowClient, run_id: str) -> None:
         self._client, self.run_id = client, run_id
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """All values of a step in one call."""
-        now = int(time.time() * 1000)
-        self._client.log_batch(self.run_id, [Metric(key, float(value), now, step) for key, value in metrics.items()])
+    def log_points(self, points: Sequence[Point]) -> None:
+        """At most 1000."""
+        with _answering():
+            self._client.log_batch(
+                self.run_id, [Metric(point.key, point.value, point.at, point.step) for point in points]
+            )
 
     def log_params(self, params: Mapping[str, object]) -> None:
-        entries = [Param(key, hidden(str(value))[:PARAM_LENGTH]) for key, value in params.items()]
+        entries = [Param(key, str(value)[:PARAM_LENGTH]) for key, value in params.items()]
         for start in range(0, len(entries), BATCH):
-            self._client.log_batch(self.run_id, params=entries[start : start + BATCH])
+            with _answering():
+                self._client.log_batch(self.run_id, params=entries[start : start + BATCH])
 
     def set_tags(self, tags: Mapping[str, object]) -> None:
-        self._client.log_batch(self.run_id, tags=[RunTag(key, hidden(str(value))) for key, value in tags.items()])
+        with _answering():
+            self._client.log_batch(self.run_id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
 
     def log_file(self, path: Path, folder: str) -> None:
-        self._client.log_artifact(self.run_id, str(path), folder)
+        with _answering():
+            self._client.log_artifact(self.run_id, str(path), folder)
 
     def log_text(self, text: str, path: str) -> None:
-        self._client.log_text(self.run_id, hidden(text), path)
+        with _answering():
+            self._client.log_text(self.run_id, text, path)
 
-    def finish(self, status: str, state: str) -> None:
-        """`status` as MLflow knows it (FINISHED, FAILED, KILLED); `state` tells pruned from cancelled."""
+    def finish(self, status: str, state: str, at: int | None = None) -> None:
+        """`status` as MLflow knows it (FINISHED, FAILED, KILLED); `state` tells pruned from cancelled.
+
+        `at` is when it ended, in milliseconds; None for now.
+        """
         self.set_tags({"sweep.state": state})
-        self._client.set_terminated(self.run_id, status)
+        with _answering():
+            self._client.set_terminated(self.run_id, status, end_time=at)
 
 
 class Tracker:
-    """A connection to one experiment of a tracking server or of a local database."""
+    """A connection to one experiment of a tracking server or of a local database; nothing is asked until needed."""
 
     def __init__(self, uri: str, experiment: str, artifacts: str | None = None) -> None:
-        """`artifacts` is where a local database keeps files; a server decides for itself (None).
+        """`artifacts` is where a local database keeps files; a server decides for itself (None)."""
+        self.uri, self.experiment, self._artifacts = uri, experiment, artifacts
 
-        ValueError when nothing answers at `uri`.
-        """
-        self.uri = uri
-        try:
-            with _impatient():
-                self.client = MlflowClient(tracking_uri=uri)
-                found = self.client.get_experiment_by_name(experiment)
-                self.experiment_id = found.experiment_id if found else self._create(experiment, artifacts)
-        except Exception as error:  # every kind of store fails in its own way
-            reason = hidden(str(error).splitlines()[0][:200])
-            raise ValueError(
-                f"MLFLOW_TRACKING_URI={hidden(uri)}: no tracking server answers there ({reason}); "
-                "start it, correct the address, or unset it to track under runs/"
-            ) from error
+    @cached_property
+    def client(self) -> MlflowClient:
+        """MLflow's own; making it opens a database."""
+        return MlflowClient(tracking_uri=self.uri)
 
     @classmethod
     def open(cls, uri: str | None, experiment: str, folder: str) -> "Tracker":
@@ -83,43 +133,64 @@ class Tracker:
         home.mkdir(parents=True, exist_ok=True)
         return cls(uri or f"sqlite:///{home}/mlflow.db", experiment, (home / "artifacts").as_uri())
 
-    def _create(self, experiment: str, artifacts: str | None) -> str:
+    def reach(self) -> "Tracker":
+        """Itself, once it has answered. ValueError when nothing does within seconds."""
         try:
-            return self.client.create_experiment(experiment, artifact_location=artifacts, tags=KIND)
-        except MlflowException:
-            found = self.client.get_experiment_by_name(experiment)
+            if self.uri.startswith("sqlite:"):  # MLflow would try for 100 s
+                _open_database(self.uri)
+            with waiting_at_most(5):
+                assert self.experiment_id
+        except Exception as error:  # every kind of store fails in its own way
+            reason = hidden(str(error).splitlines()[0][:200])
+            raise ValueError(
+                f"MLFLOW_TRACKING_URI={hidden(self.uri)}: no tracking server answers there ({reason}); "
+                "start it, correct the address, or unset it to track under runs/"
+            ) from error
+        return self
+
+    @cached_property
+    def experiment_id(self) -> str:
+        """The experiment, made if there is none. Away when the server is."""
+        with _answering(final=()):
+            found = self.client.get_experiment_by_name(self.experiment)
             if found is None:
-                raise
-            return found.experiment_id  # another process created it first
+                try:
+                    return self.client.create_experiment(self.experiment, artifact_location=self._artifacts, tags=KIND)
+                except MlflowException:
+                    found = self.client.get_experiment_by_name(self.experiment)
+                    if found is None:
+                        raise
+            return found.experiment_id  # or another process created it first
 
-    def start(self, name: str, tags: Mapping[str, object], parent: str | None = None) -> Run:
-        tags = {MLFLOW_RUN_NAME: name, "sweep.state": "running"} | dict(tags)
-        if parent is not None:
-            tags[MLFLOW_PARENT_RUN_ID] = parent
-        record = self.client.create_run(
-            self.experiment_id, tags={key: hidden(str(value)) for key, value in tags.items()}, run_name=name
-        )
-        return Run(self.client, record.info.run_id)
+    def begin(self, key: str, name: str, tags: Mapping[str, str], parent: str | None, at: int) -> str:
+        """Id of the run with this key, created unless it was; marked as running. `at` is in milliseconds.
 
-    def resume(self, run_id: str) -> Run | None:
-        """A run begun before, marked as running again; None if this server does not know it."""
-        try:
-            self.client.update_run(run_id, status="RUNNING")
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            return None
-        self.client.set_tag(run_id, "sweep.state", "running")
-        return Run(self.client, run_id)
+        `parent` is the key of its sweep's run. Away when the server is, or does not know the parent yet.
+        """
+        with _answering(final=()):  # an experiment that was deleted can be restored
+            if (found := self.find(key)) is not None:
+                self.client.update_run(found.info.run_id, status="RUNNING")
+                Run(self.client, found.info.run_id).set_tags({**tags, "sweep.state": "running"})
+                return found.info.run_id
+            labelled = {MLFLOW_RUN_NAME: name, KEY: key, "sweep.state": "running"} | dict(tags)
+            if parent is not None:
+                if (above := self.find(parent)) is None:
+                    raise Early(f"the run of the sweep ({parent}) is not there yet")
+                labelled[MLFLOW_PARENT_RUN_ID] = above.info.run_id
+            return self.client.create_run(self.experiment_id, start_time=at, tags=labelled, run_name=name).info.run_id
+
+    def find(self, key: str) -> Record | None:
+        """The run with this key, wherever it was begun."""
+        found = self._search(f"tags.`{KEY}` = '{key}'")
+        return found[0] if found else None
+
+    def sweeps(self, name: str) -> list[Record]:
+        """The parent runs of all sweeps of this name, whoever began them."""
+        return self._search(f"tags.`sweep.name` = '{name}' and tags.`sweep.kind` = 'sweep'")
 
     def run(self, run_id: str) -> Run:
         """A run to write to, whatever its state."""
         return Run(self.client, run_id)
-
-    def sweep(self, name: str) -> Record | None:
-        """The parent run of the sweep of this name, the latest if there are several."""
-        found = self._search(f"tags.`sweep.name` = '{name}' and tags.`sweep.kind` = 'sweep'")
-        return found[-1] if found else None
 
     def children(self, parent: str) -> list[Record]:
         return self._search(f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{parent}'")
@@ -127,38 +198,36 @@ class Tracker:
     def _search(self, query: str) -> list[Record]:
         records: list[Record] = []
         token = None
-        while True:
-            page = self.client.search_runs(
-                [self.experiment_id], query, max_results=1000, order_by=["attributes.start_time ASC"], page_token=token
-            )
-            records += page
-            token = page.token
-            if not token:
-                return records
-
-    def close_children(self, parent: str) -> int:
-        """End every child still marked as running; call it when none can be. How many there were."""
-        open_runs = [run for run in self.children(parent) if run.info.status == "RUNNING"]
-        for run in open_runs:
-            Run(self.client, run.info.run_id).finish("KILLED", "interrupted")
-        return len(open_runs)
-
-    def fail_child(self, parent: str, name: str, tags: Mapping[str, object], error: str) -> None:
-        """Record a trial whose process died, in its run if it had begun one."""
-        begun = [run for run in self.children(parent) if run.data.tags.get("sweep.trial") == str(tags["sweep.trial"])]
-        run = Run(self.client, begun[-1].info.run_id) if begun else self.start(name, tags, parent)
-        run.set_tags({"error": error[-4000:]})
-        run.finish("FAILED", "failed")
+        with _answering(final=()):
+            while True:
+                page = self.client.search_runs(
+                    [self.experiment_id],
+                    query,
+                    max_results=1000,
+                    order_by=["attributes.start_time ASC"],
+                    page_token=token,
+                )
+                records += page
+                token = page.token
+                if not token:
+                    return records
 
     def history(self, run_id: str, metric: str) -> list[tuple[int, float]]:
         """(step, value) of one metric, in order of steps."""
-        return sorted((entry.step, entry.value) for entry in self.client.get_metric_history(run_id, metric))
+        with _answering(final=()):
+            return sorted((entry.step, entry.value) for entry in self.client.get_metric_history(run_id, metric))
+
+
+def _open_database(uri: str) -> None:
+    path = Path(uri.removeprefix("sqlite:///"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sqlite3.connect(path).execute("PRAGMA schema_version").connection.close()
 
 
 @contextmanager
-def _impatient() -> Iterator[None]:
-    """Ask a server that may be away for seconds, not for MLflow's default of four minutes."""
-    limits = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
+def waiting_at_most(seconds: int) -> Iterator[None]:
+    """For an answer, without trying again: MLflow's default is four minutes. Others who set this are heard."""
+    limits = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": str(seconds)}
     before = {name: os.environ.get(name) for name in limits}
     os.environ.update({name: value for name, value in limits.items() if before[name] is None})
     try:

@@ -8,10 +8,11 @@ stored; random numbers and the order of the data follow from the run's seed and 
 import logging
 import os
 import shutil
+import time
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import nn
@@ -22,18 +23,26 @@ from torch.optim.swa_utils import AveragedModel
 
 LAST, BEST, EPOCH = "last.pt", "best.pt", "epoch-*.pt"
 STATEFUL = ("model", "optimizer", "scheduler", "scaler", "average")
-PLAIN = ("epoch", "best", "metrics", "recipe")
+PLAIN = ("epoch", "best", "best_epoch", "history", "recipe")
 
 log = logging.getLogger(__name__)
+
+
+class Epoch(TypedDict):
+    """What a finished epoch came to: its number, when it ended (milliseconds), its metrics."""
+
+    epoch: int
+    at: int
+    metrics: dict[str, float]
 
 
 @dataclass
 class RunState:
     """What is saved, and changed by training.
 
-    `scaler` is for float16, `average` a moving average of the weights. `epoch` counts finished epochs,
-    `metrics` are its, `best` is the best objective so far. `recipe` says what the model is made of: plain
-    values, enough to build it again.
+    `scaler` is for float16, `average` a moving average of the weights. `epoch` counts finished epochs, and
+    `history` holds all of them; `best` is the best objective so far, `best_epoch` the epoch it is of. `recipe`
+    says what the model is made of: plain values, enough to build it again.
     """
 
     model: nn.Module
@@ -43,8 +52,17 @@ class RunState:
     average: AveragedModel | None = None
     epoch: int = 0
     best: float = float("-inf")
-    metrics: dict[str, float] = field(default_factory=dict)
+    best_epoch: int = 0
+    history: list[Epoch] = field(default_factory=list)
     recipe: dict[str, Any] = field(default_factory=dict)
+
+    def finish_epoch(self, epoch: int, metrics: dict[str, float], objective: float) -> None:
+        """Add what an epoch came to; what it wrote when it was done before is forgotten."""
+        self.epoch = epoch
+        self.history = [one for one in self.history if one["epoch"] < epoch]
+        self.history.append({"epoch": epoch, "at": int(time.time() * 1000), "metrics": metrics})
+        if objective > self.best:
+            self.best, self.best_epoch = objective, epoch
 
     def save(self, path: Path) -> None:
         """Write atomically: a reader sees the old file or the new one, never half of one."""
@@ -83,38 +101,48 @@ def read(path: Path) -> dict[str, Any]:
     except Exception as error:  # what is no checkpoint makes the unpickler fail in any way
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"checkpoint={path}: cannot be read ({reason}); give another") from error
+    if isinstance(content, dict) and {"epoch", "metrics"} <= content.keys():  # older versions knew the last one alone
+        ended = int(path.stat().st_mtime * 1000)
+        last: Epoch = {"epoch": content["epoch"], "at": ended, "metrics": content["metrics"]}
+        content = {"best_epoch": 0, "history": [last]} | content
     if not isinstance(content, dict) or not {*PLAIN, *STATEFUL} <= content.keys():
         raise ValueError(f"checkpoint={path}: was not written by ghm train; give a last.pt or best.pt of a run")
     return content
 
 
-def keep(state: RunState, folder: Path, count: int, is_best: bool) -> None:
-    """Save an epoch as the last, and the best if it is; of earlier ones `count - 1` stay to fall back on."""
-    path = folder / EPOCH.replace("*", f"{state.epoch:04d}")
-    state.save(path)
-    for name in (LAST, BEST) if is_best else (LAST,):
-        _link(path, folder / name)
+def commit(state: RunState, folder: Path, count: int) -> None:
+    """Write an epoch: from here on it is done, and all else about it follows from this one file."""
+    state.save(_path(folder, state.epoch))
+    derive(state, folder, count)
+
+
+def derive(state: RunState, folder: Path, count: int) -> None:
+    """Make last.pt and best.pt those that the state names, and keep the newest `count` to fall back on."""
+    for epoch, name in ((state.epoch, LAST), (state.best_epoch, BEST)):
+        if _path(folder, epoch).exists():
+            _link(_path(folder, epoch), folder / name)
     for old in _epochs(folder)[count:]:
         old.unlink()
 
 
-def restore(state: RunState, folder: Path) -> bool:
-    """Continue from the newest checkpoint of a folder that can be read; False if there is none at all.
+def newest(folder: Path) -> dict[str, Any] | None:
+    """The content of the newest checkpoint of a folder that can be read; None if there is none at all.
 
     ValueError when there are some and none can be read.
     """
     candidates = [*_epochs(folder), *(path for path in [folder / LAST] if path.exists())]
     for path in candidates:
         try:
-            content = read(path)
+            return read(path)
         except ValueError as error:
             log.warning("%s; falling back to the one before", str(error).rsplit("; ", 1)[0])
-            continue
-        state.take(content)
-        return True
     if candidates:
         raise ValueError(f"dir={folder}: holds {len(candidates)} checkpoints, none of them readable; give another dir")
-    return False
+    return None
+
+
+def _path(folder: Path, epoch: int) -> Path:
+    return folder / EPOCH.replace("*", f"{epoch:04d}")
 
 
 def _epochs(folder: Path) -> list[Path]:
@@ -124,6 +152,8 @@ def _epochs(folder: Path) -> list[Path]:
 
 def _link(path: Path, name: Path) -> None:
     """A second name for a file, put in place atomically; a copy where the file system knows no links."""
+    if name.exists() and name.samefile(path):
+        return
     partial = name.with_suffix(".partial")
     partial.unlink(missing_ok=True)
     try:

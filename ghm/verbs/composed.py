@@ -9,12 +9,8 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-import ghm
+from ghm.paths import CONF
 from ghm.provenance import record
-
-PACKAGE = Path(ghm.__file__).resolve().parent
-# In a checkout conf/ lies beside the package, in an installed one within it.
-CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
 
 
 def run(task: Callable[[DictConfig], Any], config: str) -> Any:

@@ -12,9 +12,9 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from ghm.failure import Failed
+from ghm.paths import CONF
 from ghm.report import page, sweep
-from ghm.tracking import Tracker
-from ghm.verbs.composed import CONF
+from ghm.tracking import Away, Spool, Tracker
 
 
 def main() -> None:
@@ -32,8 +32,9 @@ def report(config: DictConfig) -> None:
     """Write and show the report of the sweep that a composed config names; exit 1 if nothing was learned."""
     tracker = Tracker.open(config.tracking.uri, config.tracking.experiment, config.runs)
     settings = config.hydra.sweeper
-    result = sweep.load(tracker, settings.study_name, maximize=settings.direction == "maximize")
-    path = page.write(result, tracker, Path(config.hydra.sweep.dir).resolve() / "report")
+    folder = Path(config.hydra.sweep.dir).resolve()
+    result = sweep.load(tracker, settings.study_name, Spool(folder).key, settings.direction == "maximize")
+    path = page.write(result, tracker, folder / "report")
     console = Console()
     console.print(page.terminal_table(result))
     for line in (page.verdict(result), f"Page:      {path}", f"MLflow UI: {page.ui_command(tracker)}"):
@@ -50,5 +51,7 @@ class SweepReport(Callback):
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         try:
             report(config)
+        except Away as error:  # the sweep is done, whoever is away
+            print(f"ghm: no report yet, MLflow does not answer ({error}); ghm report makes it later", file=sys.stderr)
         except Exception as error:  # Hydra would turn it into a warning
             raise SystemExit(error) from error

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from ghm.losses import MMDET
 from ghm.parts import build, build_model, build_optimizer
-from ghm.verbs.composed import CONF
+from ghm.paths import CONF
 
 SWEPT = {"loss.cls.bins": "loss=ghm", "loss.cls.momentum": "loss=ghm", "loss.cls.strength": "loss=ghm"}
 SWEPT |= {"loss.box.mu": "loss=ghm", "loss.cls.gamma": "loss=focal", "loss.cls.alpha": "loss=focal"}

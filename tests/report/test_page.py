@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from ghm.report import page, sweep
-from ghm.tracking import Tracker
+from ghm.tracking import Sender, Spool, Tracker
 
 TRIALS = [  # params, AP per epoch, state
     ({"loss": "ghm", "loss.cls.bins": 30}, [0.1, 0.3], "finished"),
@@ -23,19 +23,24 @@ def tracker() -> Tracker:
     return Tracker.open(None, "test", "runs")
 
 
+SWEEP = {"sweep.name": "s", "sweep.kind": "sweep", "sweep.objective": "val/AP"}
+STATUS = {"finished": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
+
+
 def record(tracker: Tracker, chance: float = 0.01) -> None:
-    parent = tracker.start("s", {"sweep.name": "s", "sweep.kind": "sweep", "sweep.objective": "val/AP"})
+    Spool(Path("s")).start("s", SWEEP, key="s")
     for number, (params, curve, state) in enumerate(TRIALS):
         label = " ".join(f"{key.split('.')[-1]}={value}" for key, value in params.items())
-        tags = {"sweep.trial": number, "sweep.params": json.dumps(params)}
-        run = tracker.start(f"{number:03d} {label}", tags, parent=parent.run_id)
+        run = Spool(Path("s") / str(number))
+        run.start(f"{number:03d} {label}", {"sweep.trial": number, "sweep.params": json.dumps(params)}, parent="s")
         run.log_metrics({"val/chance_AP50": chance}, step=0)
         for epoch, value in enumerate(curve, start=1):
             metrics = {"val/AP": value, "val/AP50": 1.5 * value, "val/AP75": 0.5 * value, "time/images_per_s": 100.0}
             run.log_metrics(metrics, step=epoch)
         if state == "failed":
             run.set_tags({"error": "Traceback ...\nRuntimeError: <b>out of memory</b>"})
-        run.finish({"finished": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}[state], state)
+        run.finish(STATUS[state], state)
+    Sender(tracker, lambda: [Path("s"), *(Path("s") / str(number) for number in range(len(TRIALS)))]).once()
 
 
 def test_the_ranking_is_by_objective_and_tells_states_apart(tracker):
@@ -85,8 +90,7 @@ def test_the_page_is_one_file_with_every_figure_and_no_markup_from_outside(track
     assert 'href="http' not in text
     table = pd.read_csv("report/ranking.csv")
     assert list(table["trial"][:3]) == [1, 2, 0]
-    parent = tracker.sweep("s")
-    assert parent is not None
+    [parent] = tracker.sweeps("s")
     kept = {file.path for file in tracker.client.list_artifacts(parent.info.run_id, "figures")}
     assert {"figures/ranking.png", "figures/learning_curves.png", "figures/by_loss.png"} <= kept
 
@@ -97,6 +101,14 @@ def test_an_unknown_sweep_is_named(tracker):
 
 
 def test_a_sweep_without_ended_trials_is_named(tracker):
-    tracker.start("s", {"sweep.name": "s", "sweep.kind": "sweep", "sweep.objective": "val/AP"})
+    tracker.begin("s", "s", SWEEP, None, at=1)
     with pytest.raises(ValueError, match="study_name=s: no trial"):
+        sweep.load(tracker, "s")
+
+
+def test_of_two_sweeps_of_one_name_each_is_reported_by_its_key_alone(tracker):
+    record(tracker)
+    tracker.begin("other", "s", SWEEP, None, at=1)
+    assert len(sweep.load(tracker, "s", key="s").trials) == len(TRIALS)
+    with pytest.raises(ValueError, match="holds 2 sweeps of this name; report where it was run"):
         sweep.load(tracker, "s")

@@ -25,7 +25,7 @@ def sweep(*arguments: str, pruner=None, seconds: float = 0, **changes) -> float 
     settings |= {"storage": None, "first": [], "cpus": 0.5, "gpus": 0} | changes
 
     def compose(number, params, label, context):
-        own = {"dir": str(runs / "sweeps" / "toy" / str(number)), "trial": number, "seconds": seconds, "x": 0}
+        own = {"dir": str(runs / "sweeps" / "toy" / f"{number:04d}"), "trial": number, "seconds": seconds, "x": 0}
         return own | params | {"hub": context["hub"]}
 
     return run_sweep(
@@ -51,8 +51,7 @@ def states() -> list[str]:
 
 
 def parent_status() -> str:
-    record = Tracker.open(None, "toy", "runs").sweep("toy")
-    assert record is not None
+    [record] = Tracker.open(None, "toy", "runs").sweeps("toy")
     return record.info.status
 
 
@@ -158,8 +157,7 @@ def test_a_process_that_dies_takes_only_its_own_trial_along():
     assert states() == ["FAIL", "COMPLETE", "COMPLETE"]
     assert "its process died" in study().trials[0].user_attrs["error"]
     tracker = Tracker.open(None, "toy", "runs")
-    parent = tracker.sweep("toy")
-    assert parent is not None
+    [parent] = tracker.sweeps("toy")
     (dead,) = tracker.children(parent.info.run_id)  # the toy task itself records nothing
     assert dead.info.status == "FAILED"
     assert dead.data.tags["sweep.trial"] == "0"
@@ -242,7 +240,7 @@ def test_two_controllers_in_one_folder_are_refused():
 
 
 def test_more_slots_than_the_cluster_holds_are_refused():
-    with pytest.raises(ValueError, match=r"n_jobs=9: 9 slots of 0\.5 CPU do not fit the 4"):
+    with pytest.raises(ValueError, match=r"n_jobs=9: 9 times 0\.5 CPU do not fit the 4"):
         sweep(n_jobs=9)
     with pytest.raises(KeyError):
         study()

@@ -9,7 +9,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_config_search_path
 from omegaconf import DictConfig
 
-from ghm.verbs.composed import CONF
+from ghm.paths import CONF
 
 LOADER = ConfigLoaderImpl(create_config_search_path(str(CONF)))
 

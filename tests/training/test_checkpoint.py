@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from ghm.losses import GHMC
-from ghm.training.checkpoint import RunState, keep, read, restore
+from ghm.training.checkpoint import RunState, commit, newest, read
 from ghm.training.schedule import multi_step, one_cycle
 
 
@@ -57,15 +57,40 @@ def test_a_loaded_run_continues_bit_for_bit(tmp_path, schedule):
 
 def test_epoch_best_and_metrics_come_back(tmp_path):
     state, other = run(0), run(1)
-    state.epoch, state.best, state.metrics = 7, 0.25, {"val/AP": 0.25, "train/loss": 1.5}
+    state.finish_epoch(1, {"val/AP": 0.25, "train/loss": 1.5}, 0.25)
+    state.finish_epoch(2, {"val/AP": 0.125, "train/loss": 1.25}, 0.125)
     state.save(tmp_path / "last.pt")
     other.load(tmp_path / "last.pt")
-    assert (other.epoch, other.best, other.metrics) == (7, 0.25, {"val/AP": 0.25, "train/loss": 1.5})
+    assert (other.epoch, other.best, other.best_epoch) == (2, 0.25, 1)
+    assert other.history == state.history
+    assert [one["metrics"]["train/loss"] for one in other.history] == [1.5, 1.25]
+
+
+def test_an_epoch_done_again_replaces_what_it_came_to_before():
+    state = run(0)
+    for epoch, value in ((1, 0.5), (2, 0.25), (2, 0.75)):
+        state.finish_epoch(epoch, {"val/AP": value}, value)
+    assert [(one["epoch"], one["metrics"]["val/AP"]) for one in state.history] == [(1, 0.5), (2, 0.75)]
+    assert (state.best, state.best_epoch) == (0.75, 2)
+
+
+def test_a_checkpoint_of_an_older_version_can_be_continued(tmp_path):
+    state = run(0)
+    state.epoch, state.best = 3, 0.5
+    state.save(tmp_path / "last.pt")
+    content = torch.load(tmp_path / "last.pt", weights_only=True)
+    for name in ("history", "best_epoch"):
+        del content[name]
+    torch.save(content | {"metrics": {"val/AP": 0.5}}, tmp_path / "last.pt")
+    other = run(1)
+    other.load(tmp_path / "last.pt")
+    assert (other.epoch, other.best) == (3, 0.5)
+    assert [(one["epoch"], one["metrics"]) for one in other.history] == [(3, {"val/AP": 0.5})]
 
 
 def test_a_new_run_has_finished_nothing_and_beaten_nothing():
     state = run(0)
-    assert (state.epoch, state.best, state.metrics) == (0, float("-inf"), {})
+    assert (state.epoch, state.best, state.history) == (0, float("-inf"), [])
 
 
 def test_the_folder_is_made(tmp_path):
@@ -80,16 +105,16 @@ def test_a_save_that_fails_leaves_the_old_file(tmp_path):
     state.epoch = 1
     state.save(path)
     before = path.read_bytes()
-    state.epoch, state.metrics = 2, {"val/AP": lambda: 0.5}  # type: ignore[dict-item]
+    state.finish_epoch(2, {"val/AP": lambda: 0.5}, 0.5)  # type: ignore[dict-item]
     with pytest.raises((AttributeError, pickle.PicklingError)):
         state.save(path)
     assert path.read_bytes() == before
     # And the next good save is not hindered by what the failed one left.
-    state.metrics = {"val/AP": 0.5}
+    state.finish_epoch(2, {"val/AP": 0.5}, 0.5)
     state.save(path)
     other = run(1)
     other.load(path)
-    assert (other.epoch, other.metrics) == (2, {"val/AP": 0.5})
+    assert other.history[-1]["metrics"] == {"val/AP": 0.5}
 
 
 def test_the_old_file_stands_until_the_new_one_is_whole(tmp_path, monkeypatch):
@@ -157,8 +182,8 @@ def epochs(folder, count, keep_last=2, best=()):
     state = run(0)
     for epoch in range(1, count + 1):
         train(state, [epoch])
-        state.epoch = epoch
-        keep(state, folder, keep_last, is_best=epoch in best)
+        state.finish_epoch(epoch, {}, epoch if epoch in best else 0)
+        commit(state, folder, keep_last)
     return state
 
 
@@ -171,9 +196,9 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
 def test_many_epochs_stay_in_order(tmp_path):
     state = epochs(tmp_path, 2)
     for epoch in (9, 10, 11, 99, 100):
-        state.epoch = epoch
-        keep(state, tmp_path, 3, is_best=False)
-    assert kept(tmp_path) == {"epoch-0011.pt", "epoch-0099.pt", "epoch-0100.pt", "last.pt"}
+        state.finish_epoch(epoch, {}, epoch)
+        commit(state, tmp_path, 3)
+    assert kept(tmp_path) == {"epoch-0011.pt", "epoch-0099.pt", "epoch-0100.pt", "last.pt", "best.pt"}
 
 
 def truncated(path):
@@ -198,7 +223,7 @@ def test_a_damaged_newest_falls_back_to_the_one_before_with_a_warning(tmp_path, 
     epochs(tmp_path, 3)
     damage(tmp_path / "epoch-0003.pt")  # and last.pt, another name of the same file
     state = run(1)
-    assert restore(state, tmp_path)
+    state.take(newest(tmp_path))
     assert state.epoch == 2
     assert all(torch.equal(value, expected[name]) for name, value in state.model.state_dict().items())
     assert "epoch-0003.pt: cannot be read" in caplog.text
@@ -210,14 +235,12 @@ def test_a_folder_in_which_nothing_can_be_read_is_not_begun_anew(tmp_path):
     for path in tmp_path.glob("*.pt"):
         path.write_bytes(b"x")
     with pytest.raises(ValueError, match=r"^dir=.*: holds 3 checkpoints, none of them readable"):
-        restore(run(0), tmp_path)
+        newest(tmp_path)
 
 
 def test_a_folder_without_checkpoints_starts_at_the_beginning(tmp_path):
-    state = run(0)
-    assert not restore(state, tmp_path)
-    assert not restore(state, tmp_path / "absent")
-    assert state.epoch == 0
+    assert newest(tmp_path) is None
+    assert newest(tmp_path / "absent") is None
 
 
 def test_last_alone_is_enough(tmp_path):
@@ -225,7 +248,7 @@ def test_last_alone_is_enough(tmp_path):
     for path in tmp_path.glob("epoch-*.pt"):
         path.unlink()
     state = run(0)
-    assert restore(state, tmp_path)
+    state.take(newest(tmp_path))
     assert state.epoch == 2
 
 
@@ -264,12 +287,12 @@ def test_scale_and_average_come_back(tmp_path):
 def test_the_newest_epoch_is_that_of_the_highest_number(tmp_path):
     state = run(0)
     for epoch in (9999, 10000):
-        state.epoch = epoch
-        keep(state, tmp_path, 2, is_best=False)
+        state.finish_epoch(epoch, {}, 0)
+        commit(state, tmp_path, 2)
     (tmp_path / "last.pt").unlink()
     found = run(1)
-    assert restore(found, tmp_path)
+    found.take(newest(tmp_path))
     assert found.epoch == 10000
-    state.epoch = 10001
-    keep(state, tmp_path, 2, is_best=False)
+    state.finish_epoch(10001, {}, 0)
+    commit(state, tmp_path, 2)
     assert {path.name for path in tmp_path.glob("epoch-*.pt")} == {"epoch-10000.pt", "epoch-10001.pt"}

@@ -30,7 +30,7 @@ class GHMSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> float | None:
         """Check, then run or continue the sweep; its best value, if any trial has one."""
         from ghm.provenance import record
-        from ghm.tracking import Tracker
+        from ghm.tracking import Spool, Tracker
         from sweeps.controller import Search
         from sweeps.launch import run_sweep
         from sweeps.space import parse
@@ -55,6 +55,8 @@ class GHMSweeper(Sweeper):
             return container
 
         tracker = Tracker.open(tracking.uri, tracking.experiment, self.master.runs)
+        if Spool(sweep.folder).key is None:  # a new one's address may be wrong
+            tracker.reach()
         search = Search(space, self._make_sampler, pruner)
         return run_sweep(sweep, search, self.task, compose, tracker)
 

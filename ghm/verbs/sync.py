@@ -1,0 +1,24 @@
+"""`ghm sync`: sends to MLflow what runs could not send while its server was away."""
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from ghm.paths import absolute
+from ghm.tracking import SPOOL, Sender, Tracker, waiting
+from ghm.verbs import composed
+
+
+def main() -> None:
+    composed.run(run, "sync")
+
+
+def run(cfg: DictConfig) -> int:
+    """Send all that waits below `cfg.folder`; how many runs that were. ValueError when the server is still away."""
+    cfg = absolute(cfg)
+    folders = sorted({path.parent for path in Path(cfg.cwd, cfg.folder).rglob(SPOOL) if waiting(path.parent)})
+    folders.sort(key=lambda folder: len(folder.parts))  # a sweep before its trials
+    tracker = Tracker.open(cfg.tracking.uri, cfg.tracking.experiment, cfg.runs).reach()
+    Sender(tracker, lambda: folders).once()
+    print(f"Sent: the records of {len(folders)} runs below {cfg.folder}")
+    return len(folders)
