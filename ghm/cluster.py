@@ -32,7 +32,22 @@ def connected() -> Iterator[None]:
         signal.signal(signal.SIGTERM, handler)  # Ray puts its own there, which would skip an orderly end
         yield
     finally:
-        ray.shutdown()
+        with _handler_kept(signal.SIGTERM):
+            ray.shutdown()
+
+
+@contextmanager
+def _handler_kept(number: signal.Signals) -> Iterator[None]:
+    """Put a signal's handler back all the while: Ray's C++ sets SIGTERM to its default a second before it is down."""
+    handler = signal.getsignal(number)
+    before = signal.signal(signal.SIGALRM, lambda *_: signal.signal(number, handler))
+    signal.setitimer(signal.ITIMER_REAL, 0.005, 0.005)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        signal.signal(number, handler)
 
 
 def check_fits(count: int, what: str, cpus: float, gpus: float, remedy: str) -> None:

@@ -2,10 +2,13 @@
 
 import json
 import os
+import random
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import optuna
@@ -253,3 +256,22 @@ def test_a_division_of_one_file_is_recorded_with_the_run(ghm):
     val = coco_folder("one", val_share=0.2).val
     assert division["val"] == [image["file_name"] for image in val.coco.dataset["images"]]
     assert (run.data.params["data.val_share"], run.data.params["data.split_seed"]) == ("0.2", "0")
+
+
+def test_a_closed_terminal_ends_a_sweep_orderly_and_more_signals_change_nothing():
+    script = Path(sys.executable).parent / "ghm"
+    command = [script, "train", "-m", "epochs=500", *SMALL[1:], "loss=focal,ghm", "hydra.sweeper.study_name=s"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 120
+        while not list(Path().rglob("epoch-*.pt")) and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGHUP)
+        for _ in range(30):
+            process.send_signal(random.choice([signal.SIGINT, signal.SIGTERM, signal.SIGHUP]))
+            time.sleep(0.01)
+        said = process.communicate()[1].splitlines()
+    assert process.returncode == 130
+    assert said[-1].startswith("ghm: interrupted; the same command continues a sweep")
+    assert unfinished() == []
+    assert [Spool(path.parent).state() for path in Path().rglob("s/metrics.jsonl")] == ["cancelled"]
+    assert {Spool(path.parent).state() for path in Path().rglob("s/0*/metrics.jsonl")} == {"interrupted"}
