@@ -4,32 +4,26 @@ Below the root lie the unpacked folders; meanwhile also NAME.zip.partial and the
 what is done. An archive that was put there by hand is taken instead of being fetched.
 """
 
-import contextlib
-import fcntl
-import hashlib
-import json
-import os
 import shutil
-import stat
 import zipfile
-import zlib
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
+import pooch
 import requests
+from filelock import FileLock, Timeout
 from requests.exceptions import ChunkedEncodingError
-from rich import progress
-from rich.console import Console
-from rich.filesize import decimal
-from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exponential
+from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+from tenacity import RetryCallState, Retrying, retry_if_exception, wait_exponential
 from tenacity.wait import wait_base
 
 COCO = "http://images.cocodataset.org"
 TIMEOUT = (10, 60)  # seconds: to connect, and without a byte
 CHUNK = 1 << 16  # bytes; as many are lost when a connection breaks
-INFLATION = 20  # the files of an honest archive are not larger than it by more
-WAIT = wait_exponential(max=30)
+ATTEMPTS = 6  # in a row that bring nothing new
+WAIT: wait_base = wait_exponential(max=30)
+PASSING = (requests.ConnectionError, requests.Timeout, ChunkedEncodingError)
 
 
 @dataclass(frozen=True)
@@ -53,132 +47,96 @@ TEST2017 = (
 )
 
 
-class _Passing(requests.RequestException):
-    """A failure that another attempt may not meet."""
-
-
 def coco2017(root: Path, test: bool = False, keep: bool = False, base: str = COCO) -> None:
     """COCO 2017 as train2017/, val2017/ and annotations/ below `root`, with `test` also test2017/; see `fetch`."""
     fetch(TRAINVAL2017 + TEST2017 if test else TRAINVAL2017, root, base, keep)
 
 
-def fetch(
-    archives: tuple[Archive, ...], root: Path, base: str, keep: bool = False, attempts: int = 6, wait: wait_base = WAIT
-) -> None:
+def fetch(archives: tuple[Archive, ...], root: Path, base: str, keep: bool = False) -> None:
     """Fetch and unpack, one after the other, what is not there yet; unpacked archives are deleted unless `keep`.
 
-    As many as `attempts` in a row may fail to bring a byte more. ValueError says what else is in the way.
+    ValueError says what is in the way.
     """
     try:
-        with _alone(root):
+        (root / ".fetched").mkdir(parents=True, exist_ok=True)
+        with FileLock(root / ".fetched" / "lock", timeout=0):
             for archive in archives:
                 place = root / PurePosixPath(archive.path).name
                 marker = root / ".fetched" / f"{place.stem}.done"
                 if marker.exists() and (root / archive.folder).is_dir():
                     continue
-                if place.exists():
-                    _check(place, archive.md5, str(place), "remove it and run the same command again")
-                else:
-                    _download(f"{base.rstrip('/')}/{archive.path}", place, archive.md5, attempts, wait)
+                _provide(place, f"{base.rstrip('/')}/{archive.path}", archive.md5)
                 _unpack(place, root, archive.folder)
-                os.sync()  # in a power cut the marker must not outlive the files
                 marker.touch()
                 if not keep:
                     place.unlink()
+    except Timeout as error:
+        raise ValueError(f"root={root}: another fetch is at work there; wait for it or stop it") from error
     except OSError as error:
         raise ValueError(f"root={root}: {error}; choose a folder with room that you may write to") from error
 
 
-@contextlib.contextmanager
-def _alone(root: Path) -> Iterator[None]:
-    """Two at once would write into the same files. The lock of a process that dies falls with it."""
-    (root / ".fetched").mkdir(parents=True, exist_ok=True)
-    with (root / ".fetched" / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"root={root}: another fetch is at work there; wait for it or stop it") from None
-        yield
+def _provide(place: Path, url: str, md5: str) -> None:
+    """The archive at `place`, whole and checked."""
+    if place.exists():
+        if not pooch.hashes.hash_matches(str(place), f"md5:{md5}"):
+            raise ValueError(f"{place}: does not have the MD5 {md5}; remove it and run the same command again")
+        return
+    pooch.get_logger().setLevel("WARNING")
+    try:
+        pooch.retrieve(url, f"md5:{md5}", fname=place.name, path=place.parent, downloader=_download)
+    except requests.RequestException as error:
+        remedy = f"run the same command again later, or fetch the file by hand and put it at {place}"
+        raise ValueError(f"{url}: {error}; {remedy}") from error
+    except ValueError as error:  # another checksum
+        raise ValueError(f"{url}: {error}; run the same command again, or put a good one at {place}") from error
 
 
-def _download(url: str, place: Path, md5: str, attempts: int, wait: wait_base) -> None:
-    partial, memory = place.with_name(f"{place.name}.partial"), place.parent / ".fetched" / f"{place.name}.json"
+def _download(url: str, target: str, _: Any) -> None:
+    """What pooch calls to have a file; unlike its own, this one goes on with what is there of it."""
+    partial = Path(target).with_name(f"{PurePosixPath(url).name}.partial")
     furthest, fruitless = _size(partial), 0
 
     def hopeless(_: RetryCallState) -> bool:
         nonlocal furthest, fruitless
         fruitless = 0 if _size(partial) > furthest else fruitless + 1
         furthest = max(furthest, _size(partial))
-        return fruitless >= attempts
+        return fruitless >= ATTEMPTS
 
     def tell(state: RetryCallState) -> None:
         error = state.outcome and state.outcome.exception()
-        print(f"{place.name}: {error}; asking again in {state.upcoming_sleep:.0f} s", flush=True)
+        print(f"{partial.stem}: {error}; asking again in {state.upcoming_sleep:.0f} s", flush=True)
 
-    passing = retry_if_exception_type((_Passing, requests.ConnectionError, requests.Timeout, ChunkedEncodingError))
-    try:
-        Retrying(retry=passing, stop=hopeless, wait=wait, before_sleep=tell, reraise=True)(_ask, url, partial, memory)
-    except requests.RequestException as error:
-        remedy = f"run the same command again later, or fetch the file by hand and put it at {place}"
-        raise ValueError(f"{url}: {error}; {remedy}") from error
-    try:
-        _check(partial, md5, url, f"it was deleted: run the same command again, or put a good one at {place}")
-    except ValueError:
-        partial.unlink()
-        raise
-    partial.replace(place)
+    passes = retry_if_exception(_may_pass)
+    Retrying(retry=passes, stop=hopeless, wait=WAIT, before_sleep=tell, reraise=True)(_ask, url, partial)
+    partial.replace(target)
 
 
-def _ask(url: str, partial: Path, memory: Path) -> None:
-    """One request, for the bytes that are missing; returns when the file is as long as the server announced."""
-    (version, size), done = _recall(memory), _size(partial)
-    if 0 < done == size:
-        return
-    headers = {"Accept-Encoding": "identity"}
-    if version and 0 < done < size:
-        headers |= {"Range": f"bytes={done}-", "If-Range": version}
+def _may_pass(error: BaseException) -> bool:
+    if isinstance(error, requests.HTTPError) and error.response is not None:
+        return error.response.status_code >= 500 or error.response.status_code == 429
+    return isinstance(error, PASSING)
+
+
+def _ask(url: str, partial: Path) -> None:
+    """One request, for the bytes that are missing. That they fit those that are there, the checksum tells."""
+    done = _size(partial)
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={done}-"} if done else {})
     with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as answer:
-        done, size = _begin(answer, partial, memory)
-        _need(partial.parent, 2 * size - done)  # the archive, and about as much for its files
-        with partial.open("ab") as file, _progress(partial.stem, done, size) as advance:
+        if answer.status_code == requests.codes.requested_range_not_satisfiable:  # nothing is missing
+            return
+        answer.raise_for_status()
+        if answer.status_code != requests.codes.partial_content:
+            done = 0
+        missing = int(answer.headers.get("Content-Length", 0))
+        _need(partial.parent, 2 * missing + done)  # the rest, and about as much as the archive for its files
+        print(f"{partial.stem}: {(done + missing) / 1e9:.2f} GB, {missing / 1e9:.2f} of it to fetch", flush=True)
+        columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+        with partial.open("ab" if done else "wb") as file, Progress(*columns, transient=True) as bar:
+            task = bar.add_task("", total=done + missing, completed=done)
             for chunk in answer.iter_content(CHUNK):
                 file.write(chunk)
-                advance(len(chunk))
-            file.flush()
-            os.fsync(file.fileno())
-    if size and _size(partial) != size:
-        raise _Passing(f"the server sent {_size(partial)} of {size} bytes")
-
-
-def _begin(answer: requests.Response, partial: Path, memory: Path) -> tuple[int, int]:
-    """From where on the partial file is to be written, and how long it will be (0 where the server does not say).
-
-    A beginning is kept only while the server vouches, by ETag or date, that the rest is of the same file.
-    """
-    named = answer.headers.get("ETag") or answer.headers.get("Last-Modified") or ""
-    if answer.status_code == 200:
-        partial.unlink(missing_ok=True)  # first: an old beginning is never found beside the new version
-        size = int(answer.headers.get("Content-Length", 0))
-        memory.write_text(json.dumps([named, size]))
-        return 0, size
-    if answer.status_code in (206, 416):
-        (version, size), done = _recall(memory), _size(partial)
-        span = answer.headers.get("Content-Range", "")
-        if span.startswith(f"bytes {done}-") and span.endswith(f"/{size}") and named in ("", version):
-            return done, size
-        partial.unlink(missing_ok=True)
-        raise _Passing("the rest on the server does not fit the beginning here")
-    kind = _Passing if answer.status_code >= 500 or answer.status_code == 429 else requests.RequestException
-    raise kind(f"the server answers {answer.status_code} {answer.reason}")
-
-
-def _recall(memory: Path) -> tuple[str, int]:
-    """The version and the size of the file that a partial one is the beginning of."""
-    try:
-        version, size = json.loads(memory.read_text())
-    except (FileNotFoundError, json.JSONDecodeError):  # none, or torn by a power cut
-        return "", 0
-    return version, size
+                bar.advance(task, len(chunk))
 
 
 def _size(path: Path) -> int:
@@ -187,34 +145,7 @@ def _size(path: Path) -> int:
 
 def _need(root: Path, size: int) -> None:
     if (free := shutil.disk_usage(root).free) < size:
-        raise ValueError(f"root={root}: needs {decimal(size)}, has {decimal(free)}; make room or choose another")
-
-
-def _check(file: Path, md5: str, name: str, remedy: str) -> None:
-    print(f"{file.name.removesuffix('.partial')}: checking", flush=True)
-    with file.open("rb") as content:
-        found = hashlib.file_digest(content, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-    if found != md5:
-        raise ValueError(f"{name}: its MD5 is {found}, should be {md5}; {remedy}")
-
-
-@contextlib.contextmanager
-def _progress(name: str, done: int, size: int) -> Iterator[Callable[[int], None]]:
-    """A moving bar on a terminal, a line for each tenth elsewhere."""
-    if (console := Console()).is_terminal:
-        parts = (progress.BarColumn(), progress.DownloadColumn(), progress.TransferSpeedColumn())
-        with progress.Progress("{task.description}", *parts, progress.TimeRemainingColumn(), console=console) as bar:
-            task = bar.add_task(name, total=size or None, completed=done)
-            yield lambda count: bar.advance(task, count)
-        return
-
-    def advance(count: int) -> None:
-        nonlocal done
-        before, done = done, done + count
-        if size and before * 10 // size < done * 10 // size:
-            print(f"{name}: {done * 100 // size}% of {decimal(size)}", flush=True)
-
-    yield advance
+        raise OSError(f"needs {size / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free")
 
 
 def _unpack(place: Path, root: Path, folder: str) -> None:
@@ -224,18 +155,8 @@ def _unpack(place: Path, root: Path, folder: str) -> None:
     shutil.rmtree(aside, ignore_errors=True)  # of an attempt that was killed
     try:
         with zipfile.ZipFile(place) as archive:
-            for member in archive.infolist():
-                parts, kind = PurePosixPath(member.filename).parts, stat.S_IFMT(member.external_attr >> 16)
-                if parts[:1] != (folder,) or ".." in parts or kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-                    raise ValueError(f"{place}: {member.filename!r} is no plain file in {folder}/; remove the archive")
-            size = sum(member.file_size for member in archive.infolist())
-            if size > INFLATION * _size(place):
-                raise ValueError(f"{place}: would unpack to {decimal(size)}, which no data set does; remove it")
-            _need(root, size)
             archive.extractall(aside)
         _merge(aside / folder, root / folder)
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
-        raise ValueError(f"{place}: not a readable zip ({error}); remove it and run the same command again") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 

@@ -18,7 +18,7 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
     "ghm/models": ({"ghm.models", "ghm.operators"}, {"torch", "torchvision"}),
     "ghm/training": ({"ghm.training"}, {"torch"}),
     "ghm/scoring": ({"ghm.scoring"}, {"torch", "numpy", "pycocotools"}),
-    "ghm/fetch.py": (set(), {"requests", "tenacity", "rich"}),
+    "ghm/fetch.py": (set(), {"filelock", "pooch", "requests", "tenacity", "rich"}),
     "ghm/tracking": ({"ghm.secrets", "ghm.tracking"}, {"mlflow", "filelock", "tenacity"}),
     "ghm/cluster.py": (set(), {"ray", "grpc"}),
     "ghm/job.py": ({"ghm.provenance", "ghm.secrets"}, {"omegaconf"}),
