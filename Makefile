@@ -9,7 +9,7 @@ demo: $(VENV)/installed
 	$(BIN)/ghm train -m +sweep=demo
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-slow: $(VENV)/installed
 	$(BIN)/python -m pytest -m slow

@@ -8,7 +8,7 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 from torch import nn
 
-from ghm.job import Job, canonical
+from ghm.job import PLACE, Job, canonical
 from ghm.parts import build, build_optimizer
 from ghm.paths import CONF
 
@@ -22,6 +22,7 @@ def refuse_other(job: Job, before: dict[str, Any]) -> None:
     that a newer version adds is the same at its default.
     """
     folder = job.place.folder
+    before = {key: value for key, value in before.items() if key.split(".")[0] not in PLACE}  # older versions kept them
     old, new = (canonical(settings) for settings in (before, job.settings.flat()))
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) == new.get(key) and (key in old) == (key in new):
@@ -63,5 +64,8 @@ def _default(job: Job, key: str) -> Any:
     if not path:
         return canonical(OmegaConf.load(CONF / "train.yaml").get(name))
     part = reduce(lambda node, step: node[step], path, job.settings.parts)
-    parameter = inspect.signature(get_object(part["_target_"])).parameters.get(name)
-    return canonical(parameter.default) if parameter is not None else None
+    made_by = get_object(part["_target_"])
+    for maker in getattr(made_by, "__mro__", (made_by,)):  # a loss hands on what it does not know to what it extends
+        if (parameter := inspect.signature(maker).parameters.get(name)) is not None:
+            return canonical(parameter.default)
+    return None

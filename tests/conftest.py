@@ -1,10 +1,15 @@
 """Every test works in a folder of its own, without a tracking server or Ray cluster from outside."""
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+# Before torch is imported, for all processes that tests start: the tests' networks are so small that threads cost
+# more than they bring.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(autouse=True)
@@ -35,17 +40,6 @@ def copied_database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(client, "MlflowClient", made)
         yield
-
-
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    """The tests' networks are so small that threads cost more than they bring, above all on a busy machine."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

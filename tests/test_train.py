@@ -1,15 +1,25 @@
 """Runs and sweeps from the command line to the tracker, small but real."""
 
+import http.server
 import json
 import math
+import re
+import socket
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import ray.train
 import torch
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
+
+from ghm import worker
+from ghm.training import checkpoint
 
 SMALL = ("data.train_images=16", "data.val_images=8", "data.image_size=64", "batch_size=8")
 
@@ -153,8 +163,11 @@ def test_a_run_that_diverges_ends_as_failed_with_its_reason(ghm, capsys):
     assert "optimizer.lr" in capsys.readouterr().err
 
 
-def test_two_worker_processes_train_one_model(ghm):
+def test_two_worker_processes_train_one_model_and_show_their_epochs(ghm, capsys):
     assert ghm("train", "epochs=2", *SMALL, "scaling=workers", "scaling.num_workers=2", "dir=runs/two") == 0
+    assert re.findall(r"epoch \d of 2  train/loss", capsys.readouterr().out) == [
+        f"epoch {epoch} of 2  train/loss" for epoch in (1, 2)
+    ]
     (run,) = recorded()
     assert run.info.status == "FINISHED"
     assert steps(run, "train/loss") == [1, 2]
@@ -185,6 +198,11 @@ def test_a_sweep_runs_reports_and_continues(ghm, capsys):
     assert "http" not in page.replace("http-equiv", "")  # one file, nothing fetched
     for number in ("0000", "0001"):
         assert (Path("runs/sweeps/two") / number / ".hydra" / "overrides.yaml").exists()
+    # A warm slot trains what a run of its own does, to the last bit.
+    assert ghm("train", "epochs=1", *SMALL, "loss=focal", "dir=runs/alone") == 0
+    [slot] = [Path(run.data.tags["dir"]) for run in children if "focal" in run.data.tags["sweep.params"]]
+    alone, warm = (checkpoint.read(folder / "last.pt")["model"] for folder in (Path("runs/alone"), slot))
+    assert all(torch.equal(value, alone[name]) for name, value in warm.items())
     before = {run.info.run_id for run in recorded()}
     assert ghm(*two) == code
     assert {run.info.run_id for run in recorded()} == before
@@ -195,3 +213,64 @@ def test_a_sweep_runs_reports_and_continues(ghm, capsys):
 def test_a_trial_learns_of_a_bad_folder_before_anything_is_recorded(ghm, scaling):
     assert ghm("train", "data=coco_folder", "data.root=nowhere", f"scaling={scaling}") == 2
     assert not [path for name in ("*.pt", "run.json", "metrics.jsonl", "mlflow.db") for path in Path().rglob(name)]
+
+
+def test_a_pruned_trial_is_recorded_as_such(ghm, monkeypatch):
+    class Hub:
+        """A sweep that wants the trial to stop after its first epoch."""
+
+        report = SimpleNamespace(remote=lambda trial, epoch, epochs, value: epoch >= 1)
+
+    stub = SimpleNamespace(get_actor=lambda name: Hub, get=lambda said: said, train=ray.train)
+    monkeypatch.setattr(worker, "ray", stub)
+    assert ghm("train", "epochs=3", *SMALL, "figures=false", "trial.hub=hub", "trial.trial=0") == 0
+    (run,) = recorded()
+    assert (run.info.status, run.data.tags["sweep.state"]) == ("KILLED", "pruned")
+    assert steps(run, "val/AP") == [1]
+
+
+class Failing(http.server.BaseHTTPRequestHandler):
+    """A tracking server that knows the experiment, and then is not what it was: errors, resets, delays in turn."""
+
+    asked = 0
+
+    def do_GET(self):
+        if "get-by-name" in self.path and Failing.asked == 0:
+            experiment = {"experiment_id": "1", "name": "ghm", "artifact_location": "/", "lifecycle_stage": "active"}
+            body = json.dumps({"experiment": experiment}).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+        elif Failing.asked % 3 == 0:
+            self.send_error(503)
+        elif Failing.asked % 3 == 1:
+            self.connection.shutdown(socket.SHUT_RDWR)
+        else:
+            time.sleep(3)
+            self.send_error(500)
+        Failing.asked += 1
+
+    do_POST = do_GET
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_server_that_fails_costs_no_epoch_and_gets_all_when_it_is_back(ghm, monkeypatch, capsys):
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Failing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
+        assert ghm("train", "epochs=2", *SMALL, "dir=runs/one") == 0
+        server.shutdown()
+    assert Failing.asked > 3
+    assert checkpoint.read(Path("runs/one/last.pt"))["epoch"] == 2
+    assert "MLflow did not take all: the records of 1 runs wait on disk" in capsys.readouterr().out
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert ghm("sync") == 0
+    (run,) = recorded()
+    assert run.info.status == "FINISHED"
+    assert steps(run, "val/AP") == [1, 2]
+    assert {"config/config.yaml", "checkpoints/best.pt", "checkpoints/last.pt"} <= artifacts(run)
+    assert "epochs" in run.data.params

@@ -15,8 +15,6 @@ from torch.utils.checkpoint import checkpoint
 from ghm.losses.average import MovingAverage
 from ghm.losses.density import GradientDensity
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 modest = settings(max_examples=50, deadline=None)
 BINS = 5
 

@@ -13,7 +13,6 @@ from ghm.losses import ASL1, OHEM, CrossEntropy, FocalLoss, SmoothL1
 from tests.losses.gradient import boxes, classification, value_and_gradient
 
 modest = settings(max_examples=25, deadline=None)
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 CLASSIFICATION = {"cross_entropy": CrossEntropy, "focal": FocalLoss, "ohem": OHEM}
 BOX = {"asl1": ASL1, "smooth_l1": SmoothL1}

@@ -14,8 +14,6 @@ from torch.utils._pytree import tree_leaves
 from ghm.losses import ASL1, GHMC, GHMR, MMDET, OHEM, CrossEntropy, FocalLoss, SmoothL1, SoftmaxGHMC
 from tests.losses.gradient import boxes, classification, state_of, value_and_gradient
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 needs_compiler = pytest.mark.skipif(
     not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++", "c++"))),
     reason="torch.compile writes C++, and there is no compiler for it",

@@ -11,8 +11,6 @@ from hypothesis import strategies as st
 
 from ghm.losses.density import GradientDensity
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 modest = settings(max_examples=30, deadline=None)
 
 

@@ -21,8 +21,6 @@ from ghm.losses import (
 )
 from tests.losses.gradient import boxes, classification, state_of, value_and_gradient
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def loop(elements, bins):
     """Diagnostics of elements (g, |gradient|, plain loss), in plain floats."""

@@ -11,8 +11,6 @@ from torch.nn.parallel import DistributedDataParallel
 from ghm.losses import ASL1, GHMC, GHMR, MMDET, OHEM, CrossEntropy, FocalLoss, SmoothL1, SoftmaxGHMC, diagnose
 from tests.losses.gradient import assert_same_state, state_of, value_and_gradient
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 WORLDS = (2, 4)
 LEVELS = [24, 12, 4]  # rows of each pyramid level, of all ranks together
 # Of each level the part that ranks 0, 1, .. have, step after step: even, uneven, all, none, hardly any.

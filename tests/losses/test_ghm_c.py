@@ -25,7 +25,6 @@ from tests.losses.gradient import (
 )
 
 modest = settings(max_examples=25, deadline=None)
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 # Measured outside this project: reference/ghm.md, 1.6.
 X = torch.tensor([[-4.0, 2.0], [0.5, -1.0], [3.0, -6.0]], dtype=torch.float64)

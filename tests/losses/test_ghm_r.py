@@ -21,7 +21,6 @@ from tests.losses.gradient import (
 )
 
 modest = settings(max_examples=25, deadline=None)
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def loop_elements(x, y, valid, mu):

@@ -17,8 +17,6 @@ from ghm.losses.histogram import (
     sorted_density,
 )
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 modest = settings(max_examples=30, deadline=None)
 FLOATS = [torch.float32, torch.float64]
 HALVES = [torch.float16, torch.bfloat16]

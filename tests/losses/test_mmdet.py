@@ -10,8 +10,6 @@ from ghm.losses import GHMC, GHMR, MMDET
 from tests.losses.gradient import value_and_gradient
 from tests.losses.test_ghm_c import VALID, X, Y
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 LEVELS = [64, 16, 8, 4, 1]
 MU = 0.02
 

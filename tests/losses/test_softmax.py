@@ -19,7 +19,6 @@ from tests.losses.gradient import (
 )
 
 modest = settings(max_examples=25, deadline=None)
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def places(seed=0, shape=(60,), classes=4, dtype=torch.float64):

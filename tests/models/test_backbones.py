@@ -12,7 +12,6 @@ from ghm.losses import GHMC, GHMR, SmoothL1, SoftmaxCrossEntropy
 from ghm.models import faster_rcnn, retinanet, stock_faster_rcnn, stock_mask_rcnn
 from ghm.models.backbones import resnet_fpn
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 RESNETS = ["resnet50", "resnet101", "resnext101_32x8d"]
 V1 = {"resnet50": "resnet50-0676ba61.pth", "resnext101_32x8d": "resnext101_32x8d-8ba56ff5.pth"}  # as torchvision has it
 LAST = 2048 * 1000 + 1000  # parameters of a classifier's last layer

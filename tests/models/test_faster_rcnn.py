@@ -22,7 +22,6 @@ from tests.models.scenes import Recorder, batch, total
 CLASSES = 3
 PARTS = {"loss_cls", "loss_box", "ce", "loss_objectness", "loss_rpn_box_reg"}
 COCO_MINI = Path(__file__).resolve().parents[3] / "shared" / "data" / "coco_mini"
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Pyramid(nn.Module):

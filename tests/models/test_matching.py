@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from ghm.models import matching
 from ghm.models.matching import BACKGROUND, IGNORED, covered, match, padded
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 BETWEEN = torch.tensor([[0.0, 0, 45, 100]])  # IoU 0.45 with ANCHOR
 ANCHOR = torch.tensor([[0.0, 0, 100, 100]])
 

@@ -12,7 +12,6 @@ from ghm.models import RetinaNet, retinanet, retinanet_tiny
 from tests.models.scenes import Recorder, batch, total
 
 CLASSES = 3
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def build(prior=0.01, seed=0):

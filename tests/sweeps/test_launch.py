@@ -19,7 +19,8 @@ pytestmark = pytest.mark.usefixtures("cluster")
 
 
 def sweep(*arguments: str, pruner=None, seconds: float = 0, **changes) -> float | None:
-    runs = Path("runs").resolve()
+    runs = changes.get("runs", Path("runs").resolve())
+    tracker = changes.pop("tracker", None) or Tracker.open(None, "toy", str(runs))
     settings = {"name": "toy", "folder": runs / "sweeps" / "toy", "runs": runs, "objective": "value"}
     settings |= {"direction": "maximize", "n_trials": 4, "n_jobs": 2, "max_failure_rate": 0.0}
     settings |= {"storage": None, "first": [], "cpus": 0.5, "gpus": 0} | changes
@@ -33,7 +34,7 @@ def sweep(*arguments: str, pruner=None, seconds: float = 0, **changes) -> float 
         search(*(arguments or ["x=interval(0.0,2.0)"]), pruner=pruner),
         parabola,
         compose,
-        Tracker.open(None, "toy", str(runs)),
+        tracker,
     )
 
 
@@ -162,6 +163,20 @@ def test_a_process_that_dies_takes_only_its_own_trial_along():
     assert dead.info.status == "FAILED"
     assert dead.data.tags["sweep.trial"] == "0"
     assert "its process died" in dead.data.tags["error"]
+
+
+def test_two_people_with_one_study_name_on_one_server_never_touch_each_others_runs(tmp_path):
+    server = Tracker.open(None, "toy", str(tmp_path / "server"))
+    for person in ("one", "other"):
+        runs = (tmp_path / person / "runs").resolve()
+        settings = {"runs": runs, "folder": runs / "sweeps" / "toy", "tracker": server}
+        sweep("x=-1,1", max_failure_rate=1.0, **settings)
+        sweep("x=-1,1", max_failure_rate=1.0, **settings)
+    parents = server.sweeps("toy")
+    assert [parent.info.status for parent in parents] == ["FINISHED", "FINISHED"]
+    for parent in parents:  # of the toy's trials, the failed one is recorded
+        [failed] = server.children(parent.info.run_id)
+        assert (failed.info.status, failed.data.tags["sweep.state"]) == ("FAILED", "failed")
 
 
 def test_a_pruned_trial_is_stopped_early_and_told_apart():

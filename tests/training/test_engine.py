@@ -14,7 +14,6 @@ from ghm.training.engine import fit, moving_average
 from ghm.training.schedule import multi_step, one_cycle
 
 CPU = torch.device("cpu")
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def ghm_losses():

@@ -38,7 +38,7 @@ def test_a_checkpoint_gives_the_numbers_of_its_run(trained, ghm, capsys):
     assert ghm("evaluate", f"checkpoint={trained / 'last.pt'}", "dir=out", "loader_processes=0") == 0
     said = capsys.readouterr().out
     numbers = json.loads(Path("out/metrics.json").read_text())
-    for name, value in checkpoint.read(trained / "last.pt")["metrics"].items():
+    for name, value in checkpoint.read(trained / "last.pt")["history"][-1]["metrics"].items():
         if name.startswith("val/"):
             assert numbers[name.removeprefix("val/")] == pytest.approx(value, abs=1e-6), name
     assert {path.name for path in Path("out").iterdir()} >= FIGURES | {"detections.json", "metrics.json"}
