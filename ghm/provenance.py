@@ -35,6 +35,13 @@ def record(folder: Path, config: DictConfig, overrides: Iterable[str]) -> None:
     OmegaConf.save(OmegaConf.create(without_secrets(list(overrides))), place / "overrides.yaml")
 
 
+def given(folder: Path) -> set[str]:
+    """The keys that the command which `record`ed itself in a folder gave; none where none did."""
+    recorded = folder / ".hydra" / "overrides.yaml"
+    overrides = OmegaConf.load(recorded) if recorded.exists() else []
+    return {str(override).lstrip("+~").split("=")[0] for override in overrides}
+
+
 def write_atomically(path: Path, text: str) -> None:
     """A reader sees the old file or the new one, never half of one."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,25 +1,21 @@
 """Whether the run that a folder holds is the one that is asked for: then it goes on, or else it is left alone."""
 
-import inspect
-from functools import reduce
+from collections.abc import Collection
 from typing import Any
 
-from hydra.utils import get_object
-from omegaconf import OmegaConf
 from torch import nn
 
 from ghm.job import PLACE, Job, canonical
 from ghm.parts import build, build_optimizer
-from ghm.paths import CONF
 
 STEPS = 10  # an epoch, when schedules are compared
 
 
-def refuse_other(job: Job, before: dict[str, Any]) -> None:
+def refuse_other(job: Job, before: dict[str, Any], given: Collection[str] = ()) -> None:
     """ValueError where a run begun with the settings `before` (flat) has other numbers than this job's.
 
     More epochs are the same run where they leave the learning rate of those that are done as it is. A setting
-    that a newer version adds is the same at its default.
+    that a newer version adds is the same while it is not among the keys `given` in the command.
     """
     folder = job.place.folder
     before = {key: value for key, value in before.items() if key.split(".")[0] not in PLACE}  # older versions kept them
@@ -29,7 +25,7 @@ def refuse_other(job: Job, before: dict[str, Any]) -> None:
             continue
         if key == "epochs":
             _refuse_other_rates(job, old[key])
-        elif key in old or new[key] != _default(job, key):
+        elif key in old or key in given:
             raise ValueError(
                 f"dir={folder}: holds a run with {key}={old.get(key)}, not {new.get(key)}; give another dir"
             )
@@ -56,16 +52,3 @@ def _rates(job: Job, epochs: int, steps: int) -> list[float]:
         optimizer.step()
         schedule.step()
     return rates
-
-
-def _default(job: Job, key: str) -> Any:
-    """What a setting is when nobody gives it: conf/train.yaml's, or that of the part it is handed to."""
-    *path, name = key.split(".")
-    if not path:
-        return canonical(OmegaConf.load(CONF / "train.yaml").get(name))
-    part = reduce(lambda node, step: node[step], path, job.settings.parts)
-    made_by = get_object(part["_target_"])
-    for maker in getattr(made_by, "__mro__", (made_by,)):  # a loss hands on what it does not know to what it extends
-        if (parameter := inspect.signature(maker).parameters.get(name)) is not None:
-            return canonical(parameter.default)
-    return None

@@ -89,7 +89,7 @@ def _claim(job: Job) -> None:
             before = json.loads(known.read_text())["settings"]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"dir={known.parent}: {BEGUN} cannot be read ({error}); give another dir") from error
-        refuse_other(job, before)
+        refuse_other(job, before, provenance.given(known.parent))
     write_atomically(known, json.dumps({"fingerprint": job.settings.fingerprint, "settings": settings}, indent=2))
 
 

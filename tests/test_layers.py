@@ -22,7 +22,7 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
     "ghm/tracking": ({"ghm.secrets", "ghm.tracking"}, {"mlflow", "filelock", "tenacity"}),
     "ghm/cluster.py": (set(), {"ray", "grpc"}),
     "ghm/job.py": ({"ghm.provenance", "ghm.secrets"}, {"omegaconf"}),
-    "ghm/resume.py": ({"ghm.job", "ghm.parts", "ghm.paths"}, {"hydra", "omegaconf", "torch"}),
+    "ghm/resume.py": ({"ghm.job", "ghm.parts"}, {"torch"}),
     "ghm/secrets.py": (set(), set()),
     "ghm/failure.py": (set(), set()),
     "ghm/paths.py": (set(), {"omegaconf"}),
