@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from tenacity import Retrying, retry_if_exception_type, stop_when_event_set, wait_exponential
 from tenacity.nap import sleep_using_event
 
-from ghm.tracking.client import Away, Early, Point, Refused, Run, Tracker, waiting_at_most
+from ghm.tracking.client import Early, Point, Refused, Run, Tracker, waiting_at_most
 from ghm.tracking.spool import SENT, SPOOL, read
 
 MOST_POINTS = 1000  # metrics in one call, MLflow's limit
@@ -164,10 +164,10 @@ class Sender:
             self._retry(self._stop)
 
     def _retry(self, stop: Event) -> None:
-        """One pass over all spools, tried until the server answers or `stop` is set."""
+        """One pass over all spools, tried until the server answers (and the disk takes notes) or `stop` is set."""
         waits = wait_exponential(multiplier=0.5, max=15)
-        ends, again = stop_when_event_set(stop), retry_if_exception_type(Away)
-        with suppress(Away):  # as it was stopped
+        ends, again = stop_when_event_set(stop), retry_if_exception_type(OSError)  # Away is one
+        with suppress(OSError):  # as it was stopped
             Retrying(wait=waits, stop=ends, retry=again, sleep=sleep_using_event(stop), reraise=True)(self.once)
 
     def once(self) -> None:

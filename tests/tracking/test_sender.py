@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ghm.tracking import Away, Sender, Spool, Tracker, agree, waiting
-from ghm.tracking.sender import send
+from ghm.tracking.sender import Sent, send
 
 
 @pytest.fixture(scope="module")
@@ -207,6 +207,21 @@ def test_a_server_that_is_away_holds_nobody_up_and_gets_it_all_later(tracker, tm
     with Sender(tracker, lambda: [tmp_path / "a"]):
         pass
     assert arrived(tracker, "later") == EXPECTED
+
+
+def test_a_disk_that_is_full_for_a_while_stops_no_sender(tracker, tmp_path, monkeypatch):
+    full = iter([True, True])
+    write = Sent.write
+
+    def refuse(self, folder):
+        if next(full, False):
+            raise OSError(28, "No space left on device")
+        write(self, folder)
+
+    monkeypatch.setattr(Sent, "write", refuse)
+    with Sender(tracker, lambda: [tmp_path], patience=20):
+        record(tmp_path, "full")
+    assert arrived(tracker, "full") == EXPECTED
 
 
 def test_a_trial_is_sent_as_soon_as_its_sweeps_run_is_there_and_holds_up_no_other(tracker, tmp_path):
