@@ -35,6 +35,7 @@ def test_the_training_benchmark_prints_a_value_for_every_target():
     assert all(float(value) > 0 for label, value, _ in rows)
 
 
+@pytest.mark.slow  # a minute, for a script that is run by hand where a GPU is
 def test_the_gpu_script_runs_whole_on_a_processor():
     write_folder(Path("set"), images=3)
     small = ("--size", "64", "--images", "2", "--rounds", "1", "--epochs", "1", "--seeds", "2", "--processes", "0")
