@@ -39,8 +39,7 @@ class Settings:
 
     def flat(self) -> dict[str, Any]:
         """By dotted key, as the command line knows them, without secrets."""
-        own = {field.name: getattr(self, field.name) for field in fields(self)}
-        return without_secrets(flat(own.pop("parts") | own.pop("others") | own))
+        return without_secrets(flat(self._nested()))
 
     @property
     def fingerprint(self) -> str:
@@ -49,8 +48,12 @@ class Settings:
 
     def config(self) -> DictConfig:
         """For what instantiates parts."""
+        return OmegaConf.create(self._nested())
+
+    def _nested(self) -> dict[str, Any]:
+        """As in the config that they are from."""
         own = {field.name: getattr(self, field.name) for field in fields(self)}
-        return OmegaConf.create(own.pop("parts") | own.pop("others") | own)
+        return own.pop("parts") | own.pop("others") | own
 
 
 @dataclass(frozen=True)

@@ -135,7 +135,8 @@ class _Recorder:
         self.job, self.state, self.data = job, state, data
         self.spool = Spool(job.place.folder, job.key.attempt)
         checkpoint.derive(state, job.place.folder, job.place.keep)
-        if self.spool.last_step() < 0:
+        self.recorded = self.spool.last_step()
+        if self.recorded < 0:
             guess = scoring.score(data.val.coco, scoring.chance(data.val.coco))
             self.spool.log_metrics({"val/chance_AP50": guess["AP50"]}, step=0)
         for epoch in state.history:
@@ -167,8 +168,9 @@ class _Recorder:
 
     def _tell(self, epoch: checkpoint.Epoch) -> bool:
         """Say what an epoch came to wherever it is not known yet; whether the sweep wants the trial to stop."""
-        if epoch["epoch"] > self.spool.last_step():
+        if epoch["epoch"] > self.recorded:
             self.spool.log_metrics(epoch["metrics"], epoch["epoch"], epoch["at"])
+            self.recorded = epoch["epoch"]
         if self.job.place.hub is None:
             return False
         value, epochs = epoch["metrics"][self.job.settings.objective], self.job.settings.epochs

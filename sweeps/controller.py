@@ -46,7 +46,10 @@ class Record:
 
     def context(self, number: int, hub: str) -> dict[str, Any]:
         """What a trial has to know to record itself and to report."""
-        return {"name": self.name, "record": f"{self.key}-{number:04d}", "parent": self.key, "hub": hub}
+        return {"name": self.name, "record": self.trial_key(number), "parent": self.key, "hub": hub}
+
+    def trial_key(self, number: int) -> str:
+        return f"{self.key}-{number:04d}"
 
     def trial(self, number: int) -> Path:
         return self.folder / f"{number:04d}"
@@ -59,7 +62,7 @@ class Record:
         spool = Spool(self.trial(number), max(spool.attempts(), 1))
         tags = {"sweep.name": self.name, "sweep.trial": number, "sweep.params": json.dumps(params)}
         if spool.key is None:
-            spool.start(f"{number:03d} {label}", tags, parent=self.key, key=f"{self.key}-{number:04d}")
+            spool.start(f"{number:03d} {label}", tags, parent=self.key, key=self.trial_key(number))
         spool.set_tags({"error": error[-4000:]})
         spool.finish(STATUS["failed"], "failed")
 

@@ -22,7 +22,6 @@ class Outcome:
 
     value: float | None
     error: str | None = None
-    died: bool = False  # its process is gone, so it could record nothing itself
 
 
 class Slot:
@@ -86,7 +85,7 @@ class Pool:
                 outcomes.append((trial, ray.get(reference)))
                 self._idle.append(slot)
             except (RayActorError, RayTaskError) as error:  # the process is gone; the next trial gets a new one
-                outcomes.append((trial, Outcome(None, f"its process died: {error}", died=True)))
+                outcomes.append((trial, Outcome(None, f"its process died: {error}")))
         return outcomes
 
     def reports(self) -> list[tuple[int, int, int, float]]:

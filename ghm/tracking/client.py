@@ -37,7 +37,7 @@ class Away(ConnectionError):
 
 
 class Early(Away):
-    """This run cannot be sent yet: its sweep's run is not there, or somebody else is sending it."""
+    """What a run needs on the server, its sweep's run, is not there yet."""
 
 
 class Refused(ValueError):

@@ -2,8 +2,8 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from threading import Event, Lock, Thread
@@ -45,8 +45,8 @@ class Sent:
         partial.replace(folder / SENT)
 
 
-def send(folder: Path, tracker: Tracker) -> str | None:
-    """Send what is new in the spool of `folder`; the id of its MLflow run. Away when nobody answers."""
+def send(folder: Path, tracker: Tracker) -> None:
+    """Send what is new in the spool of `folder`. Away when nobody answers."""
     sent = Sent.read(folder)
     points: list[Point] = []
 
@@ -58,8 +58,7 @@ def send(folder: Path, tracker: Tracker) -> str | None:
             _try(folder, tracker.run(sent.run_id).log_points, points[start : start + MOST_POINTS])
         points.clear()
 
-    before = sent.offset
-    for offset, entry in list(read(folder / SPOOL, before)):
+    for offset, entry in list(read(folder / SPOOL, sent.offset)):
         if entry and entry["attempt"] < sent.attempt:
             log.warning("%s: refused what attempt %d wrote after %d began", folder, entry["attempt"], sent.attempt)
         elif "metrics" in entry:
@@ -70,20 +69,19 @@ def send(folder: Path, tracker: Tracker) -> str | None:
             sent.run_id = tracker.begin(start["key"], start["name"], start["tags"], start["parent"], entry["at"])
             if known not in (None, sent.run_id):  # another server, or one that forgot: it gets all from the start
                 Sent().write(folder)
-                return send(folder, tracker)
-            sent.attempt, sent.offset = entry["attempt"], offset
-            sent.write(folder)
+                send(folder, tracker)
+                return
+            sent.attempt = entry["attempt"]
         elif entry:
             flush()
             assert sent.run_id is not None, "a record begins with its start"
             _send(folder, entry, tracker.run(sent.run_id), sent)
-            sent.offset = offset
-            sent.write(folder)
         sent.offset = offset
-    if sent.offset != before:
+        if not points:  # or else it is not yet true
+            sent.write(folder)
+    if points:
         flush()
         sent.write(folder)
-    return sent.run_id
 
 
 def _new_points(entry: dict[str, Any], sent: Sent) -> list[Point]:
@@ -171,8 +169,8 @@ class Sender:
             Retrying(wait=waits, stop=ends, retry=again, sleep=sleep_using_event(stop), reraise=True)(self.once)
 
     def once(self) -> None:
-        """Send everything there is now. Away when the server is."""
-        early: Early | None = None
+        """Send everything there is now. Away when the server is, Timeout while another process sends a record."""
+        early: OSError | None = None
         with self._lock, waiting_at_most(60):
             for folder in self.folders():
                 path = folder / SPOOL
@@ -180,10 +178,10 @@ class Sender:
                 if size == self._sizes.get(folder, 0):
                     continue
                 try:
-                    with _alone(folder):
+                    with FileLock(folder / ".sending.lock", timeout=0):
                         send(folder, self.tracker)
                     self._sizes[folder] = size
-                except Early as error:  # holds up this run alone
+                except (Early, Timeout) as error:  # or another process sends it: holds up this run alone
                     early = error
         if early is not None:
             raise early
@@ -200,17 +198,3 @@ def _bytes_waiting(folder: Path) -> int:
     entries = (entry for _, entry in read(folder / SPOOL, Sent.read(folder).offset))
     files = {Path(entry["file"]) for entry in entries if "file" in entry}
     return sum(path.stat().st_size for path in files if path.exists())
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the spool; Early while somebody else sends it."""
-    lock = FileLock(folder / ".sending.lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise Early(f"{folder}: another process is sending it") from error
-    try:
-        yield
-    finally:
-        lock.release()
