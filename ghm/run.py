@@ -23,7 +23,7 @@ from ghm.parts import check, division
 from ghm.paths import absolute
 from ghm.provenance import write_atomically
 from ghm.resume import refuse_other
-from ghm.tracking import STATUS, Sender, Spool, Tracker
+from ghm.tracking import Sender, Spool, Tracker
 from ghm.worker import epoch_line, train_worker
 
 BEGUN = "run.json"
@@ -53,16 +53,12 @@ def train(cfg: DictConfig) -> float:
         except BaseException as error:
             interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
             spool.set_tags({"error": "".join(traceback.format_exception(error))[-4000:]})
-            _finish(spool, "cancelled" if interrupted else "failed")
+            spool.finish("cancelled" if interrupted else "failed")
             if interrupted:
                 raise
             raise TrainingError(f"run in {job.place.folder} failed: {error}") from error
-        _finish(spool, "pruned" if result["pruned"] else "finished")
+        spool.finish("pruned" if result["pruned"] else "finished")
     return float(result["metrics"][job.settings.objective])
-
-
-def _finish(spool: Spool, state: str) -> None:
-    spool.finish(STATUS[state], state)
 
 
 @contextmanager

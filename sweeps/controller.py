@@ -13,7 +13,7 @@ from optuna.trial import Trial, TrialState
 
 from ghm.failure import Failed
 from ghm.secrets import hidden
-from ghm.tracking import STATUS, Spool
+from ghm.tracking import Spool
 from sweeps.pool import Outcome, Pool, Task
 from sweeps.space import Params, Space
 from sweeps.study import ENDED, count
@@ -64,7 +64,7 @@ class Record:
         if spool.key is None:
             spool.start(f"{number:03d} {label}", tags, parent=self.key, key=self.trial_key(number))
         spool.set_tags({"error": error[-4000:]})
-        spool.finish(STATUS["failed"], "failed")
+        spool.finish("failed")
 
 
 @dataclass

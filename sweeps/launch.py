@@ -15,7 +15,7 @@ from optuna.study import Study
 from optuna.trial import TrialState
 
 from ghm.cluster import connected
-from ghm.tracking import SPOOL, STATUS, Sender, Spool, Tracker, agree
+from ghm.tracking import SPOOL, Sender, Spool, Tracker, agree
 from sweeps.controller import Controller, Record, Search
 from sweeps.pool import Pool, Task
 from sweeps.space import Params
@@ -116,7 +116,7 @@ def _orderly_end(study: Study, pool: Pool | None, record: Record) -> Iterator[No
         agree({record.trial(trial.number): _state(trial.state) for trial in study.get_trials(deepcopy=False)})
         OmegaConf.save(results(study), record.folder / "optimization_results.yaml")
         spool = Spool(record.folder, Spool(record.folder).attempts())
-        spool.finish(STATUS[state], state)
+        spool.finish(state)
 
 
 def _state(state: TrialState) -> str:

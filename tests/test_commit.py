@@ -99,7 +99,7 @@ def record_and_train(cfg, data, judgement):
         judgement.numbers = {"AP": VALUES[epoch]}
         recorder.epoch(epoch, {"train/loss": 1 / epoch}, judgement)
     recorder.end(None)
-    run._finish(spool, "finished")
+    spool.finish("finished")
 
 
 def ending(folder, hub):

@@ -5,15 +5,6 @@ from pathlib import Path
 
 from ghm.tracking.spool import Spool
 
-# What MLflow calls the states of a run; `sweep.state` tells pruned from cancelled, which MLflow does not.
-STATUS = {
-    "finished": "FINISHED",
-    "failed": "FAILED",
-    "pruned": "KILLED",
-    "cancelled": "KILLED",
-    "interrupted": "KILLED",
-}
-
 
 def agree(folders: Mapping[Path, str]) -> int:
     """Record for each trial's folder that it is in the state given; how many said something else.
@@ -24,6 +15,6 @@ def agree(folders: Mapping[Path, str]) -> int:
     for folder, state in folders.items():
         recorded = Spool(folder).state()
         if recorded is not None and recorded != state:
-            Spool(folder, Spool(folder).attempts()).finish(STATUS[state], state)
+            Spool(folder, Spool(folder).attempts()).finish(state)
             corrected += 1
     return corrected

@@ -13,6 +13,14 @@ from filelock import FileLock
 from ghm.secrets import hidden
 
 SPOOL, SENT = "metrics.jsonl", "metrics.sent.json"
+# What MLflow calls the states of a run; `sweep.state` tells pruned from cancelled, which MLflow does not.
+STATUS = {
+    "finished": "FINISHED",
+    "failed": "FAILED",
+    "pruned": "KILLED",
+    "cancelled": "KILLED",
+    "interrupted": "KILLED",
+}
 
 
 class Spool:
@@ -58,9 +66,9 @@ class Spool:
     def log_text(self, text: str, path: str) -> None:
         self._append(text=hidden(text), path=path)
 
-    def finish(self, status: str, state: str) -> None:
-        """`status` as MLflow knows it (FINISHED, FAILED, KILLED); `state` tells pruned from cancelled."""
-        self._append(finish=status, state=state)
+    def finish(self, state: str) -> None:
+        """The run has ended in one of the states of `STATUS`."""
+        self._append(finish=STATUS[state], state=state)
 
     def entries(self) -> Iterator[dict[str, Any]]:
         """All that was written, in order."""

@@ -24,7 +24,6 @@ def tracker() -> Tracker:
 
 
 SWEEP = {"sweep.name": "s", "sweep.kind": "sweep", "sweep.objective": "val/AP"}
-STATUS = {"finished": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
 
 
 def record(tracker: Tracker, chance: float = 0.01) -> None:
@@ -39,7 +38,7 @@ def record(tracker: Tracker, chance: float = 0.01) -> None:
             run.log_metrics(metrics, step=epoch)
         if state == "failed":
             run.set_tags({"error": "Traceback ...\nRuntimeError: <b>out of memory</b>"})
-        run.finish(STATUS[state], state)
+        run.finish(state)
     Sender(tracker, lambda: [Path("s"), *(Path("s") / str(number) for number in range(len(TRIALS)))]).once()
 
 
