@@ -25,6 +25,7 @@ from ghm.provenance import write_atomically
 from ghm.resume import refuse_other
 from ghm.tracking import Sender, Spool, Tracker
 from ghm.worker import epoch_line, train_worker
+from sweeps.states import State
 
 BEGUN = "run.json"
 
@@ -53,11 +54,11 @@ def train(cfg: DictConfig) -> float:
         except BaseException as error:
             interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
             spool.set_tags({"error": "".join(traceback.format_exception(error))[-4000:]})
-            spool.finish("cancelled" if interrupted else "failed")
+            spool.finish(State.CANCELLED if interrupted else State.FAILED)
             if interrupted:
                 raise
             raise TrainingError(f"run in {job.place.folder} failed: {error}") from error
-        spool.finish("pruned" if result["pruned"] else "finished")
+        spool.finish(State.PRUNED if result["pruned"] else State.DONE)
     return float(result["metrics"][job.settings.objective])
 
 

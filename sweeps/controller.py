@@ -16,6 +16,7 @@ from ghm.secrets import hidden
 from ghm.tracking import Spool
 from sweeps.pool import Outcome, Pool, Task
 from sweeps.space import Params, Space
+from sweeps.states import State
 from sweeps.study import ENDED, count
 from sweeps.view import View
 
@@ -57,14 +58,14 @@ class Record:
     def failure(self, number: int, params: Params, label: str, error: str) -> None:
         """Of a trial that could not record its own end, or not even its beginning."""
         spool = Spool(self.trial(number))
-        if spool.state() == "failed":
+        if spool.state() == State.FAILED:
             return
         spool = Spool(self.trial(number), max(spool.attempts(), 1))
         tags = {"sweep.name": self.name, "sweep.trial": number, "sweep.params": json.dumps(params)}
         if spool.key is None:
             spool.start(f"{number:03d} {label}", tags, parent=self.key, key=self.trial_key(number))
         spool.set_tags({"error": error[-4000:]})
-        spool.finish("failed")
+        spool.finish(State.FAILED)
 
 
 @dataclass
@@ -137,16 +138,16 @@ class Controller:
             trial.set_user_attr("error", hidden(outcome.error)[-4000:])
             self.study.tell(trial, state=TrialState.FAIL)
             reason = outcome.error.strip().splitlines()[-1]
-            self.view.ended(number, "failed", None, reason)
+            self.view.ended(number, State.FAILED, None, reason)
             self.record.failure(number, trial.params, label, outcome.error)
             self._give_up_if_needed(f"trial {number}, {label}: {reason}")
         elif number in self.stopped:
             self.study.tell(trial, state=TrialState.PRUNED)
-            self.view.ended(number, "pruned", outcome.value)
+            self.view.ended(number, State.PRUNED, outcome.value)
         else:
             self.study.tell(trial, outcome.value)
             self._recount_best()
-            self.view.ended(number, "done", outcome.value)
+            self.view.ended(number, State.DONE, outcome.value)
 
     def _give_up_if_needed(self, last: str) -> None:
         failed = count(self.study, TrialState.FAIL)

@@ -19,6 +19,7 @@ from ghm.tracking import SPOOL, Sender, Spool, Tracker, agree
 from sweeps.controller import Controller, Record, Search
 from sweeps.pool import Pool, Task
 from sweeps.space import Params
+from sweeps.states import State
 from sweeps.study import ENDED, count, enqueue, open_storage, open_study, results, resume
 from sweeps.view import View
 
@@ -102,12 +103,12 @@ def run_sweep(sweep: Sweep, search: Search, task: Task, compose: Compose, tracke
 @contextmanager
 def _orderly_end(study: Study, pool: Pool | None, record: Record) -> Iterator[None]:
     """However the work ends: no process, no trial and no MLflow run is left running."""
-    state = "failed"
+    state = State.FAILED
     try:
         yield
-        state = "finished"
+        state = State.DONE
     except (KeyboardInterrupt, SystemExit):
-        state = "cancelled"
+        state = State.CANCELLED
         raise
     finally:
         if pool is not None:
@@ -119,9 +120,9 @@ def _orderly_end(study: Study, pool: Pool | None, record: Record) -> Iterator[No
         spool.finish(state)
 
 
-def _state(state: TrialState) -> str:
-    names = {TrialState.COMPLETE: "finished", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
-    return names.get(state, "interrupted")
+def _state(state: TrialState) -> State:
+    names = {TrialState.COMPLETE: State.DONE, TrialState.PRUNED: State.PRUNED, TrialState.FAIL: State.FAILED}
+    return names.get(state, State.QUEUED)
 
 
 def _key(study: Study) -> str:

@@ -99,7 +99,7 @@ def record_and_train(cfg, data, judgement):
         judgement.numbers = {"AP": VALUES[epoch]}
         recorder.epoch(epoch, {"train/loss": 1 / epoch}, judgement)
     recorder.end(None)
-    spool.finish("finished")
+    spool.finish("done")
 
 
 def ending(folder, hub):

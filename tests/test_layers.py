@@ -19,7 +19,7 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
     "ghm/training": ({"ghm.training"}, {"torch"}),
     "ghm/scoring": ({"ghm.scoring"}, {"torch", "numpy", "pycocotools"}),
     "ghm/fetch.py": (set(), {"filelock", "pooch", "requests", "tenacity", "rich"}),
-    "ghm/tracking": ({"ghm.secrets", "ghm.tracking"}, {"mlflow", "filelock", "tenacity"}),
+    "ghm/tracking": ({"ghm.secrets", "ghm.tracking", "sweeps.states"}, {"mlflow", "filelock", "tenacity"}),
     "ghm/cluster.py": (set(), {"ray", "grpc"}),
     "ghm/job.py": ({"ghm.provenance", "ghm.secrets"}, {"omegaconf"}),
     "ghm/resume.py": ({"ghm.job", "ghm.parts"}, {"torch"}),
@@ -47,11 +47,12 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
             "ghm.resume",
             "ghm.tracking",
             "ghm.worker",
+            "sweeps.states",
         },
         {"ray", "omegaconf"},
     ),
     "ghm/report": (
-        {"ghm.report", "ghm.secrets", "ghm.tracking"},
+        {"ghm.report", "ghm.secrets", "ghm.tracking", "sweeps.states"},
         {"matplotlib", "pandas", "scipy", "numpy", "jinja2", "rich"},
     ),
     "ghm/verbs": (
@@ -74,6 +75,7 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
     ),
     "ghm/cli.py": ({"ghm.arguments", "ghm.failure", "ghm.secrets", "ghm.verbs"}, {"hydra", "omegaconf"}),
     "ghm/__main__.py": ({"ghm.cli"}, set()),
+    "sweeps/states.py": (set(), set()),
     "sweeps": (
         {"sweeps", "ghm.cluster", "ghm.failure", "ghm.provenance", "ghm.secrets", "ghm.tracking"},
         {"optuna", "ray", "hydra", "omegaconf", "filelock", "rich", "sqlalchemy"},

@@ -183,7 +183,7 @@ def test_a_sweep_runs_reports_and_continues(ghm, capsys):
     parent, *children = recorded()
     assert {run.info.status for run in (parent, *children)} == {"FINISHED"}
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
-    assert {run.data.tags["sweep.state"] for run in children} == {"finished"}
+    assert {run.data.tags["sweep.state"] for run in children} == {"done"}
     assert {json.loads(run.data.tags["sweep.params"])["loss"] for run in children} == {"focal", "cross_entropy"}
     assert {"report/index.html", "report/ranking.csv", "figures/ranking.png"} <= artifacts(parent)
     page = Path("runs/sweeps/two/report/index.html").read_text()

@@ -14,6 +14,7 @@ from ghm.report.figures import figures
 from ghm.report.sweep import SweepResult
 from ghm.secrets import hidden
 from ghm.tracking import Tracker
+from sweeps.states import State
 
 COLUMNS = ("rank", "trial", "settings", "val/AP", "AP50", "AP75", "img/s", "min")
 
@@ -88,7 +89,7 @@ def _page(sweep: SweepResult, images: list[tuple[str, str]], ui: str) -> str:
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
     )
     counts = ", ".join(f"{number} {state}" for state, number in sweep.trials["state"].value_counts().items())
-    failed = sweep.trials[sweep.trials["state"] == "failed"]
+    failed = sweep.trials[sweep.trials["state"] == State.FAILED]
     return environment.get_template("page.html.j2").render(
         sweep=sweep,
         counts=counts,

@@ -7,9 +7,9 @@ import pandas as pd
 
 from ghm.secrets import hidden
 from ghm.tracking import Tracker
+from sweeps.states import State
 
 Curves = dict[str, dict[int, list[tuple[int, float]]]]
-STATES = {"finished": "done", "pruned": "pruned", "failed": "failed"}
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class SweepResult:
 
     @property
     def done(self) -> pd.DataFrame:
-        return self.trials[(self.trials["state"] == "done") & self.trials[self.objective].notna()]
+        return self.trials[(self.trials["state"] == State.DONE) & self.trials[self.objective].notna()]
 
     @property
     def groups(self) -> dict[int, str]:
@@ -65,8 +65,8 @@ def load(tracker: Tracker, name: str, key: str | None = None, maximize: bool = T
     curves: Curves = {objective: {}}
     keys: dict[str, None] = {}  # in order of appearance
     for run in tracker.children(parent.info.run_id):
-        state = STATES.get(run.data.tags.get("sweep.state", ""))
-        if state is None or "sweep.trial" not in run.data.tags:
+        state = run.data.tags.get("sweep.state")
+        if state not in (State.DONE, State.PRUNED, State.FAILED) or "sweep.trial" not in run.data.tags:
             continue
         trial, params = int(run.data.tags["sweep.trial"]), json.loads(run.data.tags["sweep.params"])
         keys |= dict.fromkeys(params)

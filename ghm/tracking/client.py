@@ -15,6 +15,7 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
 
 from ghm.secrets import hidden
+from sweeps.states import State
 
 BATCH = 100  # MLflow takes at most 100 parameters or tags, and 1000 metrics, in one call
 PARAM_LENGTH = 6000
@@ -170,9 +171,9 @@ class Tracker:
         with _answering(final=()):  # an experiment that was deleted can be restored
             if (found := self.find(key)) is not None:
                 self.client.update_run(found.info.run_id, status="RUNNING")
-                Run(self.client, found.info.run_id).set_tags({**tags, "sweep.state": "running"})
+                Run(self.client, found.info.run_id).set_tags({**tags, "sweep.state": State.RUNNING})
                 return found.info.run_id
-            labelled = {MLFLOW_RUN_NAME: name, KEY: key, "sweep.state": "running"} | dict(tags)
+            labelled = {MLFLOW_RUN_NAME: name, KEY: key, "sweep.state": State.RUNNING} | dict(tags)
             if parent is not None:
                 if (above := self.find(parent)) is None:
                     raise Early(f"the run of the sweep ({parent}) is not there yet")

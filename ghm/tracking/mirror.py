@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ghm.tracking.spool import Spool
+from sweeps.states import State
 
 
-def agree(folders: Mapping[Path, str]) -> int:
+def agree(folders: Mapping[Path, State]) -> int:
     """Record for each trial's folder that it is in the state given; how many said something else.
 
     A run that was never begun stays so.

@@ -11,15 +11,16 @@ from typing import Any
 from filelock import FileLock
 
 from ghm.secrets import hidden
+from sweeps.states import State
 
 SPOOL, SENT = "metrics.jsonl", "metrics.sent.json"
 # What MLflow calls the states of a run; `sweep.state` tells pruned from cancelled, which MLflow does not.
 STATUS = {
-    "finished": "FINISHED",
-    "failed": "FAILED",
-    "pruned": "KILLED",
-    "cancelled": "KILLED",
-    "interrupted": "KILLED",
+    State.QUEUED: "KILLED",  # MLflow would show a scheduled run as one that never began
+    State.DONE: "FINISHED",
+    State.FAILED: "FAILED",
+    State.PRUNED: "KILLED",
+    State.CANCELLED: "KILLED",
 }
 
 
@@ -66,8 +67,8 @@ class Spool:
     def log_text(self, text: str, path: str) -> None:
         self._append(text=hidden(text), path=path)
 
-    def finish(self, state: str) -> None:
-        """The run has ended in one of the states of `STATUS`."""
+    def finish(self, state: State) -> None:
+        """The run has ended; as QUEUED when it is to go on later."""
         self._append(finish=STATUS[state], state=state)
 
     def entries(self) -> Iterator[dict[str, Any]]:
@@ -78,12 +79,12 @@ class Spool:
         """How often the run was started; 0 before it was."""
         return max((entry["attempt"] for entry in self.entries() if entry), default=0)
 
-    def state(self) -> str | None:
-        """`running`, or the state that the run was finished with last; None if it never began."""
+    def state(self) -> State | None:
+        """RUNNING, or the state that the run was finished with last; None if it never began."""
         last = None
         for entry in self.entries():
-            last = "running" if "start" in entry else entry.get("state", last)
-        return last
+            last = State.RUNNING if "start" in entry else entry.get("state", last)
+        return None if last is None else State(last)
 
     def _append(self, at: int | None = None, **entry: Any) -> None:
         now = int(time.time() * 1000) if at is None else at

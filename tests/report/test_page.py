@@ -10,9 +10,9 @@ from ghm.report import page, sweep
 from ghm.tracking import Sender, Spool, Tracker
 
 TRIALS = [  # params, AP per epoch, state
-    ({"loss": "ghm", "loss.cls.bins": 30}, [0.1, 0.3], "finished"),
-    ({"loss": "focal", "loss.cls.gamma": 1.5}, [0.2, 0.4], "finished"),
-    ({"loss": "focal", "loss.cls.gamma": 2.5}, [0.2, 0.35], "finished"),
+    ({"loss": "ghm", "loss.cls.bins": 30}, [0.1, 0.3], "done"),
+    ({"loss": "focal", "loss.cls.gamma": 1.5}, [0.2, 0.4], "done"),
+    ({"loss": "focal", "loss.cls.gamma": 2.5}, [0.2, 0.35], "done"),
     ({"loss": "ghm", "loss.cls.bins": 5}, [0.05], "pruned"),
     ({"loss": "ghm", "loss.cls.bins": 7}, [], "failed"),
 ]

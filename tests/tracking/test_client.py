@@ -62,7 +62,7 @@ def test_two_sweeps_of_one_name_are_two_runs(tracker):
 
 def test_a_run_begun_again_goes_on_under_its_id(tracker):
     run_id = begin(tracker, "one")
-    tracker.run(run_id).finish("KILLED", "interrupted")
+    tracker.run(run_id).finish("KILLED", "queued")
     assert begin(tracker, "one", attempt="2") == run_id
     record = tracker.client.get_run(run_id)
     assert record.info.status == "RUNNING"

@@ -27,7 +27,7 @@ def record(folder: Path, key: str) -> Spool:
         spool.log_metrics({"val/AP": epoch / 10, "train/loss": 1 / epoch}, epoch, at=1000 * epoch)
     (folder / "last.pt").write_text("weights")
     spool.log_file(folder / "last.pt", "checkpoints")
-    spool.finish("finished")
+    spool.finish("done")
     return spool
 
 
@@ -148,7 +148,7 @@ def test_another_server_gets_the_whole_record(tracker, tmp_path):
     send(tmp_path, tracker)
     other = Tracker.open(None, "test", str(tmp_path / "other"))
     Spool(tmp_path, 2).start("a run", {}, key="moved")
-    Spool(tmp_path, 2).finish("finished")
+    Spool(tmp_path, 2).finish("done")
     send(tmp_path, other)
     assert arrived(other, "moved") == EXPECTED
 
@@ -157,7 +157,7 @@ def test_what_an_older_attempt_still_writes_is_not_sent_and_said(tracker, tmp_pa
     record(tmp_path, "taken-over")
     Spool(tmp_path, 2).start("a run", {}, key="taken-over")
     Spool(tmp_path, 1).log_metrics({"val/AP": 0.9}, 3)
-    Spool(tmp_path, 2).finish("finished")
+    Spool(tmp_path, 2).finish("done")
     send(tmp_path, tracker)
     assert arrived(tracker, "taken-over")["points"] == EXPECTED["points"]
     assert "refused what attempt 1 wrote after 2 began" in caplog.text
@@ -252,11 +252,11 @@ def test_ghm_sync_sends_what_waits_below_a_folder_a_sweep_before_its_trials(ghm,
 def test_the_record_is_made_to_agree_with_the_study(tmp_path):
     ended, zombie, never = (Spool(tmp_path / name) for name in ("ended", "zombie", "never"))
     ended.start("ended", {})
-    ended.finish("finished")
+    ended.finish("done")
     zombie.start("zombie", {})
-    states = {ended.folder: "finished", zombie.folder: "pruned", never.folder: "interrupted"}
+    states = {ended.folder: "done", zombie.folder: "pruned", never.folder: "queued"}
     assert agree(states) == 1
-    assert [spool.state() for spool in (ended, zombie, never)] == ["finished", "pruned", None]
+    assert [spool.state() for spool in (ended, zombie, never)] == ["done", "pruned", None]
     last = json.loads(zombie.path.read_text().splitlines()[-1])
     assert (last["finish"], last["state"]) == ("KILLED", "pruned")
     assert agree(states) == 0
