@@ -19,13 +19,14 @@ from ghm.failure import Failed
 from ghm.secrets import hidden
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
-VERBS = ("train", "report", "evaluate", "sync", "data check", "data fetch")  # each a file in ghm/verbs/
+VERBS = ("train", "report", "retry", "evaluate", "sync", "data check", "data fetch")  # each a file in ghm/verbs/
 
 USAGE = """usage: ghm <verb> [overrides]
 
   ghm train [overrides]           one training run             ghm train loss=focal epochs=20
   ghm train -m [overrides]        a sweep                      ghm train -m +sweep=demo
   ghm report [overrides]          a sweep's table and page     ghm report +sweep=demo
+  ghm retry NAME [TRIAL...]       failed trials of a sweep, queued again for its own command
   ghm evaluate checkpoint=PATH    numbers and figures          ghm evaluate checkpoint=runs/single/RUN/best.pt
   ghm sync [folder=runs]          sends MLflow what it could not take while it was away
   ghm data check data.root=PATH   annotations and images, whole, with a contact sheet
@@ -59,10 +60,6 @@ def main(words: list[str] | None = None) -> None:
         importlib.import_module(f"ghm.verbs.{verb.replace(' ', '_')}").main()
     except (KeyboardInterrupt, Exception) as error:
         _end(error, traced=bool(full_error))
-    except SystemExit as stop:  # Hydra lets no other exception of a callback pass
-        if not isinstance(stop.code, Exception):
-            raise
-        _end(stop.code, traced=bool(full_error))
     finally:
         for number, handler in before.items():
             if signal.getsignal(number) != signal.SIG_IGN:

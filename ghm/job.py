@@ -81,7 +81,8 @@ class RunKey:
     sweep: str | None
     trial: int | None
     seed: int
-    attempt: int
+    attempt: int  # 2 after its process was lost once
+    start: int  # how often it was started, this one included
     label: str | None = None  # name of the MLflow run
     params: str | None = None  # what was sampled, as JSON
     record: str | None = None  # keys of its MLflow run and of its sweep's
@@ -97,7 +98,7 @@ class Job:
     key: RunKey
 
     @classmethod
-    def of(cls, cfg: DictConfig, attempt: int = 1) -> "Job":
+    def of(cls, cfg: DictConfig, start: int = 1) -> "Job":
         """The job that a checked config with absolute paths describes."""
         plain: Any = OmegaConf.to_container(cfg, resolve=True)
         scaling, trial = plain["scaling"], plain["trial"]
@@ -126,7 +127,8 @@ class Job:
             sweep=trial["name"],
             trial=trial["trial"],
             seed=settings.seed,
-            attempt=attempt,
+            attempt=trial["attempt"] or start,
+            start=start,
             label=trial["label"],
             params=trial["params"],
             record=trial["record"],

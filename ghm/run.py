@@ -1,35 +1,31 @@
 """One run as the command line and a sweep start it: checked, recorded, handed to Ray Train, and ended orderly."""
 
 import json
-import logging
-import os
 import traceback
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, wait
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from ghm import provenance
 from ghm.cluster import check_fits, connected
-from ghm.failure import Failed
+from ghm.failure import Failed, lost
+from ghm.group import fit
 from ghm.job import Job
 from ghm.parts import check, division
 from ghm.paths import absolute
 from ghm.provenance import write_atomically
 from ghm.resume import refuse_other
 from ghm.tracking import Sender, Spool, Tracker
-from ghm.worker import epoch_line, train_worker
-from sweeps.states import State
+from ghm.worker import train_worker
+from sweeps.states import Answer, State
 
 BEGUN = "run.json"
-
-log = logging.getLogger(__name__)
+ENDS = {Answer.GO_ON: State.DONE, Answer.PRUNE: State.PRUNED, Answer.DRAIN: State.QUEUED}
 
 
 class TrainingError(Failed):
@@ -44,21 +40,23 @@ def train(cfg: DictConfig) -> float:
     """
     cfg = absolute(cfg)
     check(cfg)
-    job = Job.of(cfg, attempt=Spool(Path(cfg.dir)).attempts() + 1)
+    job = Job.of(cfg, start=Spool(Path(cfg.dir)).attempts() + 1)
     with _cluster(job), _sent(job):
         _claim(job)
-        spool = Spool(job.place.folder, job.key.attempt)
+        spool = Spool(job.place.folder, job.key.start)
         _describe(spool, job, cfg)
         try:
             result = _fit(job)
         except BaseException as error:
+            if job.key.sweep is not None and lost(error) is not None:
+                raise  # whether it goes on is the sweep's to say
             interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
             spool.set_tags({"error": "".join(traceback.format_exception(error))[-4000:]})
             spool.finish(State.CANCELLED if interrupted else State.FAILED)
             if interrupted:
                 raise
             raise TrainingError(f"run in {job.place.folder} failed: {error}") from error
-        spool.finish(State.PRUNED if result["pruned"] else State.DONE)
+        spool.finish(ENDS[result["answer"]])
     return float(result["metrics"][job.settings.objective])
 
 
@@ -99,6 +97,7 @@ def _describe(spool: Spool, job: Job, cfg: DictConfig) -> None:
         "mlflow.source.git.commit": provenance.commit(),
         "dir": place.folder,
         "settings": job.settings.fingerprint,
+        "attempt": key.attempt,
     }
     spool.start(key.label or place.folder.name, tags, parent=key.parent, key=key.record)
     if any("params" in entry for entry in spool.entries()):
@@ -116,7 +115,7 @@ def _describe(spool: Spool, job: Job, cfg: DictConfig) -> None:
 def _fit(job: Job) -> dict[str, Any]:
     """Run `train_worker` under Ray Train: in this process, or as a group of worker processes."""
     if job.place.workers > 0:
-        return _fit_in_workers(job)
+        return fit(_work, job)
     # Local mode needs no Ray cluster and keeps nothing itself: checkpoints and retries are ours.
     here = ScalingConfig(num_workers=0)
     return TorchTrainer(_work, train_loop_config={"job": job}, scaling_config=here).fit().return_value
@@ -124,53 +123,6 @@ def _fit(job: Job) -> dict[str, Any]:
 
 def _work(config: dict[str, Any]) -> dict[str, Any]:
     return train_worker(config["job"])
-
-
-def _fit_in_workers(job: Job) -> dict[str, Any]:
-    # Train's controller answers a report once per interval; its default of 2 s is long beside an epoch.
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-    place = job.place
-    trainer = TorchTrainer(
-        _work,
-        train_loop_config={"job": job},
-        scaling_config=ScalingConfig(
-            num_workers=place.workers,
-            use_gpu=place.gpus > 0,
-            resources_per_worker={"CPU": place.cpus, "GPU": place.gpus},
-        ),
-        run_config=RunConfig(
-            name=f"train-{Spool(place.folder).key}-{job.key.attempt}",
-            storage_path=str(place.folder / "ray"),
-            failure_config=FailureConfig(max_failures=place.max_failures, controller_failure_limit=3),
-            worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": str(job.settings.threads)}},
-        ),
-    )
-    # In the main thread `fit` would take the interrupt handler over for good. A daemon, because an
-    # interrupted run must not wait for its end.
-    ended: Future[Any] = Future()
-    Thread(target=lambda: _settle(ended, trainer.fit), daemon=True).start()
-    spool = Spool(place.folder)
-    shown = spool.last_step()
-    while not wait([ended], timeout=0.5).done:
-        shown = _show_epochs(spool, job, shown)
-    _show_epochs(spool, job, shown)
-    return ended.result().return_value
-
-
-def _show_epochs(spool: Spool, job: Job, after: int) -> int:
-    """Log the epochs that workers, whose own log is Ray's, recorded after one; the last of them."""
-    for entry in spool.entries():
-        if "metrics" in entry and entry["step"] > max(after, 0):
-            after = entry["step"]
-            log.info(epoch_line(job.settings, after, entry["metrics"]))
-    return after
-
-
-def _settle(future: "Future[Any]", work: Callable[[], Any]) -> None:
-    try:
-        future.set_result(work())
-    except BaseException as error:
-        future.set_exception(error)
 
 
 @contextmanager

@@ -7,23 +7,27 @@ import ray
 import ray.train
 import torch
 import torch.distributed as dist
+from ray.exceptions import RayActorError
 from ray.train.torch import get_device
+from ray.util import get_current_placement_group
 from torch import nn
 
 from ghm import scoring
 from ghm.data import Data, train_loader, val_loader
+from ghm.failure import Lost
 from ghm.job import Job, Settings
 from ghm.parts import build, build_model, build_optimizer, recipe
 from ghm.scoring import Detection, Judgement
 from ghm.tracking import Spool
 from ghm.training import checkpoint, engine
 from ghm.training.checkpoint import RunState
+from sweeps.states import Answer
 
 log = logging.getLogger(__name__)
 
 
 def train_worker(job: Job) -> dict[str, Any]:
-    """What every worker does; rank 0 scores and records. Returns the last metrics and whether it was pruned.
+    """What every worker does; rank 0 scores and records. Returns the last metrics and the answer to the last epoch.
 
     A run whose folder holds a checkpoint continues after that checkpoint's epoch.
     """
@@ -58,13 +62,15 @@ def _train(
     rank, world = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
     # Densities are equal on all workers, or meant to differ (counts=local): rank 0's must not overwrite them.
     wrapped = nn.parallel.DistributedDataParallel(state.model, broadcast_buffers=False) if world > 1 else state.model
-    seed, pruned, judgement = hash((settings.seed, rank)), False, None
+    seed, judgement = hash((settings.seed, rank)), None
+    answer = _from_first(recorder.answer if recorder else Answer.GO_ON, device)
+    epochs = settings.epochs if answer == Answer.GO_ON else state.epoch
     for result in engine.fit(
         state,
         batches,
         device,
         seed,
-        settings.epochs,
+        epochs,
         clip_grad=settings.clip_grad,
         accumulate=settings.accumulate,
         amp=settings.amp,  # type: ignore[arg-type]  # checked at the door
@@ -74,20 +80,21 @@ def _train(
         metrics = _over_workers(result.metrics)
         if recorder is not None:
             judgement = scoring.judge(data.val.coco, detections)
-            pruned = recorder.epoch(result.epoch, metrics, judgement)
+            recorder.epoch(result.epoch, metrics, judgement)
         # Rank 0 decides; the others must not wait for it in another epoch.
-        pruned, metrics = _from_first((pruned, state.history[-1]["metrics"] if recorder else metrics), device)
+        said = (recorder.answer, state.history[-1]["metrics"]) if recorder is not None else (answer, metrics)
+        answer, metrics = _from_first(said, device)
         ray.train.report(metrics)
-        if pruned:
+        if answer != Answer.GO_ON:
             break
     unseen = judgement is None and job.place.figures and state.epoch >= settings.epochs
     if _from_first(unseen, device):  # it was ended between its last epoch and its figures
         detections = _detect(state, scored, data, device)
         judgement = scoring.judge(data.val.coco, detections) if recorder is not None else None
     if recorder is None:
-        return {"metrics": {}, "pruned": pruned}
+        return {"metrics": {}, "answer": answer}
     recorder.end(judgement)
-    return {"metrics": state.history[-1]["metrics"], "pruned": pruned}
+    return {"metrics": state.history[-1]["metrics"], "answer": answer}
 
 
 def _begin(job: Job, data: Data, steps_per_epoch: int, device: torch.device) -> RunState:
@@ -133,7 +140,11 @@ class _Recorder:
 
     def __init__(self, job: Job, state: RunState, data: Data) -> None:
         self.job, self.state, self.data = job, state, data
-        self.spool = Spool(job.place.folder, job.key.attempt)
+        self.spool = Spool(job.place.folder, job.key.start)
+        self.answer = Answer.GO_ON  # to the last epoch
+        self.hub = None if job.place.hub is None else ray.get_actor(job.place.hub)
+        if self.hub is not None and job.place.workers > 0:
+            self.hub.group.remote(job.key.trial, job.key.attempt, get_current_placement_group().id.hex())
         checkpoint.derive(state, job.place.folder, job.place.keep)
         self.recorded = self.spool.last_step()
         if self.recorded < 0:
@@ -142,17 +153,18 @@ class _Recorder:
         for epoch in state.history:
             self._tell(epoch)
 
-    def epoch(self, number: int, metrics: dict[str, float], judgement: Judgement) -> bool:
-        """Keep an epoch: checkpoint, metrics, a line of log. Whether the sweep wants the trial to stop here."""
+    def epoch(self, number: int, metrics: dict[str, float], judgement: Judgement) -> None:
+        """Keep an epoch: checkpoint, metrics, a line of log. Lost where another start of this run has overtaken it."""
         settings, place = self.job.settings, self.job.place
         metrics = metrics | {f"val/{name}": value for name, value in judgement.numbers.items()}
         objective = settings.objective
         if objective not in metrics:
             raise ValueError(f"objective={objective}: the validation images hold no object it counts; choose another")
+        self._refuse_overtaken()
         self.state.finish_epoch(number, metrics, metrics[objective])
         checkpoint.commit(self.state, place.folder, place.keep)
         log.info(epoch_line(settings, number, metrics))
-        return self._tell(self.state.history[-1])
+        self._tell(self.state.history[-1])
 
     def end(self, judgement: Judgement | None) -> None:
         """Record the checkpoints, and figures of what the last epoch finds and misses."""
@@ -166,16 +178,26 @@ class _Recorder:
             for path in detections.write(judgement, val.pixels, val.class_names, folder / "figures"):
                 self.spool.log_file(path, "figures")
 
-    def _tell(self, epoch: checkpoint.Epoch) -> bool:
-        """Say what an epoch came to wherever it is not known yet; whether the sweep wants the trial to stop."""
+    def _refuse_overtaken(self) -> None:
+        if self.spool.attempts() > self.job.key.start:
+            raise Lost(f"{self.job.place.folder}: another process goes on with this run")
+
+    def _tell(self, epoch: checkpoint.Epoch) -> None:
+        """Say what an epoch came to wherever it is not known yet, and hear whether to go on."""
         if epoch["epoch"] > self.recorded:
             self.spool.log_metrics(epoch["metrics"], epoch["epoch"], epoch["at"])
             self.recorded = epoch["epoch"]
-        if self.job.place.hub is None:
-            return False
-        value, epochs = epoch["metrics"][self.job.settings.objective], self.job.settings.epochs
-        hub = ray.get_actor(self.job.place.hub)
-        return bool(ray.get(hub.report.remote(self.job.key.trial, epoch["epoch"], epochs, value)))
+        if self.hub is None:
+            return
+        key, settings = self.job.key, self.job.settings
+        value = epoch["metrics"][settings.objective]
+        said = self.hub.report.remote(key.trial, key.attempt, epoch["epoch"], settings.epochs, value)
+        try:
+            self.answer = Answer(ray.get(said))
+        except RayActorError as error:
+            raise Lost(f"trial {key.trial}: its sweep is gone ({error})") from error
+        if self.answer == Answer.LOST:
+            raise Lost(f"trial {key.trial}: its sweep has given up attempt {key.attempt}, or is gone")
 
 
 def _from_first(value: Any, device: torch.device) -> Any:

@@ -1,32 +1,41 @@
-"""One sweep from start to end: study, parent run, slots, and an orderly way out of each."""
+"""One sweep from start to end: study, lease, slots, and an orderly way out of each."""
 
 import re
-import uuid
-from collections.abc import Callable, Iterator
+import signal
+import threading
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import optuna
-from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
-from optuna.study import Study
-from optuna.trial import TrialState
 
 from ghm.cluster import connected
-from ghm.tracking import SPOOL, Sender, Spool, Tracker, agree
-from sweeps.controller import Controller, Record, Search
-from sweeps.pool import Pool, Task
-from sweeps.space import Params
+from ghm.failure import Failed
+from ghm.tracking import Sender, Tracker
+from sweeps import ledger as ledgers
+from sweeps import policy
+from sweeps.controller import Compose, Controller
+from sweeps.draw import Search
+from sweeps.lease import Lease, LeaseLost
+from sweeps.ledger import Ledger
+from sweeps.policy import Rules
+from sweeps.record import Record
+from sweeps.slots import Resources, Slots, Task
+from sweeps.space import label
 from sweeps.states import State
-from sweeps.study import ENDED, count, enqueue, open_storage, open_study, results, resume
+from sweeps.storage import open_storage
 from sweeps.view import View
+
+
+class Incomplete(Failed):
+    """A sweep that has ended and lacks points."""
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """What is to be done. ValueError for numbers that make no sweep."""
+    """What is to be done. ValueError for numbers that make no sweep. Times in seconds."""
 
     name: str
     folder: Path  # holds one folder a trial
@@ -36,10 +45,12 @@ class Sweep:
     n_jobs: int
     storage: str | None
     max_failure_rate: float
-    first: list[Params]  # settings to try before any other
-    cpus: float
-    gpus: float
+    resources: Resources
     objective: str
+    max_attempts: int = 3
+    backoff: float = 5.0
+    patience: float = 300.0
+    lease: float = 5.0
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"\w([\w .-]*[\w-])?", self.name):
@@ -47,15 +58,19 @@ class Sweep:
                 f"hydra.sweeper.study_name={self.name}: may hold letters, digits, space, dot, - and _ only, "
                 "and neither begin nor end with a dot or a space"
             )
-        for key in ("n_trials", "n_jobs"):
+        for key in ("n_trials", "n_jobs", "max_attempts"):
             value = getattr(self, key)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"hydra.sweeper.{key}={value}: must be a whole number of at least 1")
-        if not isinstance(self.max_failure_rate, int | float) or not 0 <= self.max_failure_rate <= 1:
+        if not _number(self.max_failure_rate) or not 0 <= self.max_failure_rate <= 1:
             raise ValueError(f"hydra.sweeper.max_failure_rate={self.max_failure_rate}: must be in [0, 1]")
-        for key in ("cpus", "gpus"):
+        for key, least in (("backoff", 0), ("patience", 1), ("lease", 1)):
             value = getattr(self, key)
-            if not isinstance(value, int | float) or isinstance(value, bool) or value < 0:
+            if not _number(value) or not least <= value < float("inf"):
+                raise ValueError(f"hydra.sweeper.{key}={value}: must be a number of seconds, at least {least}")
+        for key in ("cpus", "gpus"):
+            value = getattr(self.resources, key)
+            if not _number(value) or not 0 <= value < float("inf"):
                 raise ValueError(
                     f"hydra.sweeper.slot.{key}={value} (scaling.slot.{key}): must be a number of at least 0"
                 )
@@ -63,92 +78,114 @@ class Sweep:
             raise ValueError(f"hydra.sweeper.direction={self.direction}: must be maximize or minimize")
 
 
-Compose = Callable[[int, Params, str, dict[str, Any]], dict[str, Any]]
-
-
 def run_sweep(sweep: Sweep, search: Search, task: Task, compose: Compose, tracker: Tracker) -> float | None:
     """Run or continue a sweep; its best value, if any trial has one.
 
     `compose(number, params, label, context)` makes a trial's config; `context` is what the trial has
-    to know of its sweep.
+    to know of its sweep. ValueError for what cannot be begun, and then nothing was; SweepFailed or Incomplete
+    for a sweep that lacks points at its end, KeyboardInterrupt for one that was ended before.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    sweep.folder.mkdir(parents=True, exist_ok=True)
-    with _alone(sweep.folder), ExitStack() as cluster:
-        storage = open_storage(sweep.storage, sweep.runs)
-        study = open_study(storage, sweep.name, sweep.direction, search.space, sweep.folder)
-        try:
-            resume(storage, study)
-            n_trials = enqueue(study, sweep.first, search.space, sweep.n_trials)
-            pool = None
-            if count(study, *ENDED) < n_trials:
-                cluster.enter_context(connected())
-                pool = Pool(sweep.n_jobs, sweep.cpus, sweep.gpus, sweep.name)
-        except ValueError:
-            if not count(study, *ENDED):
-                optuna.delete_study(storage=storage, study_name=sweep.name)  # nothing was done: leave nothing
-            raise
-        record = Record(sweep.name, _key(study), sweep.folder)
-        with Sender(tracker, lambda: [sweep.folder, *_trials(sweep.folder)]), _orderly_end(study, pool, record):
-            spool = Spool(sweep.folder, Spool(sweep.folder).attempts() + 1)
-            about = {"sweep.name": sweep.name, "sweep.kind": "sweep", "sweep.objective": sweep.objective}
-            spool.start(sweep.name, about, key=record.key)
-            if pool is not None:
-                view = View(sweep.name, sweep.objective, n_trials)
-                with view:
-                    Controller(study, search, pool, task, compose, record, view, n_trials, sweep.max_failure_rate).run()
-        return study.best_value if count(study, TrialState.COMPLETE) else None
+    search.given()
+    storage = open_storage(sweep.storage, sweep.runs)
+    with ExitStack() as stack:
+        study = ledgers.find(storage, sweep.name)
+        if study is None:
+            stack.enter_context(connected())
+            sweep.resources.check(sweep.n_jobs)
+            study = ledgers.create(storage, sweep.name, sweep.direction, search.space, sweep.folder)
+        ledgers.refuse_other(study, search.space, sweep.direction)
+        stack.enter_context(Lease(storage, study._study_id, sweep.name, sweep.lease))
+        ledger = Ledger(study, search.pruner)
+        total = search.total(ledger, sweep.n_trials)
+        rules = Rules(total, sweep.max_failure_rate, sweep.max_attempts, sweep.backoff, sweep.patience)
+        record = Record(sweep.name, ledger.key, sweep.folder)
+        unfinished = len(ledger.trials) < total or ledger.count(State.QUEUED) > 0
+        if unfinished:
+            stack.enter_context(connected())
+            sweep.resources.check(sweep.n_jobs)
+        sweep.folder.mkdir(parents=True, exist_ok=True)
+        with Sender(tracker, record.folders), _orderly_end(ledger, record):
+            record.begin(sweep.objective)
+            if unfinished:
+                _search(sweep, search, task, compose, ledger, record, rules)
+            _refuse_gaps(sweep.name, search, ledger, rules)
+        return None if ledger.best is None else ledger.best.value
+
+
+def _search(
+    sweep: Sweep, search: Search, task: Task, compose: Compose, ledger: Ledger, record: Record, rules: Rules
+) -> None:
+    """Run every trial that has not ended. KeyboardInterrupt when it was drained."""
+    slots = Slots(sweep.n_jobs, sweep.resources, sweep.patience)
+    try:
+        with View(sweep.name, sweep.objective, rules.n_trials) as view:
+            controller = Controller(ledger, search, slots, task, compose, record, view, rules)
+            with _draining(controller):
+                controller.run()
+        if controller.draining and len(ledger.trials) - ledger.count(State.QUEUED) < rules.n_trials:
+            raise KeyboardInterrupt
+    finally:
+        slots.close()
 
 
 @contextmanager
-def _orderly_end(study: Study, pool: Pool | None, record: Record) -> Iterator[None]:
-    """However the work ends: no process, no trial and no MLflow run is left running."""
+def _draining(controller: Controller) -> Iterator[None]:
+    """The first Ctrl-C, or a terminal that is lost, drains the sweep; the next one does what it did before."""
+    signals = [signal.SIGINT, signal.SIGHUP]
+    before = {number: signal.getsignal(number) for number in signals}
+
+    def drain(*_: object) -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        controller.drain()
+
+    mine = threading.current_thread() is threading.main_thread()
+    for number, handler in before.items():
+        if mine and handler != signal.SIG_IGN:  # as nohup asks
+            signal.signal(number, drain)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if signal.getsignal(number) is drain:
+                signal.signal(number, handler)
+
+
+@contextmanager
+def _orderly_end(ledger: Ledger, record: Record) -> Iterator[None]:
+    """However the work ends: no trial is left running, and the record says what the ledger does."""
     state = State.FAILED
     try:
         yield
         state = State.DONE
     except (KeyboardInterrupt, SystemExit):
-        state = State.CANCELLED
+        state = State.QUEUED  # the same command goes on
+        raise
+    except LeaseLost:
+        state = State.RUNNING  # by somebody else
         raise
     finally:
-        if pool is not None:
-            pool.close()
-        resume(study._storage, study)  # what was running waits for the same command
-        agree({record.trial(trial.number): _state(trial.state) for trial in study.get_trials(deepcopy=False)})
-        OmegaConf.save(results(study), record.folder / "optimization_results.yaml")
-        spool = Spool(record.folder, Spool(record.folder).attempts())
-        spool.finish(state)
+        if state != State.RUNNING:
+            for trial in ledger.trials:
+                if trial.state == State.RUNNING:
+                    ledger.requeue(trial.number, trial.attempt)
+            OmegaConf.save(ledger.results(), record.folder / "optimization_results.yaml")
+            record.finish(state, ledger.trials)
 
 
-def _state(state: TrialState) -> State:
-    names = {TrialState.COMPLETE: State.DONE, TrialState.PRUNED: State.PRUNED, TrialState.FAIL: State.FAILED}
-    return names.get(state, State.QUEUED)
+def _refuse_gaps(name: str, search: Search, ledger: Ledger, rules: Rules) -> None:
+    """SweepFailed or Incomplete for a sweep that ended without all of its points."""
+    gaps = policy.missing(ledger.trials, search.points(rules.n_trials) is not None)
+    if gaps:
+        listed = "; ".join(f"trial {gap.number}, {label(gap.params)}: {gap.reason}" for gap in gaps)
+        raise Incomplete(
+            f"{len(gaps)} of {rules.n_trials} points are missing: {listed}. "
+            f"Once the cause is gone, `ghm retry {name}` queues them again, and the same command runs them"
+        )
+    if policy.failures(ledger.trials, rules):
+        raise Incomplete(f"more trials failed than hydra.sweeper.max_failure_rate={rules.max_failure_rate} allows")
 
 
-def _key(study: Study) -> str:
-    """Of the sweep's MLflow run: the study's own, so that no other sweep of this name touches it."""
-    if "record" not in study.user_attrs:
-        study.set_user_attr("record", uuid.uuid4().hex)
-    key: str = study.user_attrs["record"]
-    return key
-
-
-def _trials(folder: Path) -> list[Path]:
-    return sorted(path.parent for path in folder.glob(f"[0-9]*/{SPOOL}"))
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the folder; ValueError if another controller does."""
-    lock = FileLock(folder / ".lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise ValueError(
-            f"hydra.sweep.dir={folder}: another sweep is running there; wait for it, or give another "
-            "hydra.sweeper.study_name"
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

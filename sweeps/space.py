@@ -93,10 +93,6 @@ class Space:
         shared = [key if key.startswith("~") else f"{key}={value}" for key, value in self.fixed.items()]
         return shared + [d.override(params[d.key]) for d in self.dimensions if d.key in params]
 
-    def label(self, params: Params) -> str:
-        """Short and recognisable: the sampled values, keys without their path."""
-        return " ".join(f"{key.split('.')[-1]}={_short(value)}" for key, value in params.items()) or "defaults"
-
     def probes(self) -> list[Params]:
         """Settings that together try every choice and both ends of every range."""
         base: Params = {}
@@ -273,6 +269,11 @@ def _plain(value: Any) -> Any:
     if isinstance(value, QuotedString):
         return value.text
     return value if isinstance(value, str | int | float | bool) else Override._get_value_element_as_str(value)
+
+
+def label(params: Params) -> str:
+    """Short and recognisable: the sampled values, keys without their path."""
+    return " ".join(f"{key.split('.')[-1]}={_short(value)}" for key, value in params.items()) or "defaults"
 
 
 def _short(value: Any) -> str:

@@ -9,6 +9,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from sweeps.ledger import Ledger, Trial
+from sweeps.policy import Change
+from sweeps.space import label
+from sweeps.states import State
+
 
 @dataclass
 class Running:
@@ -49,22 +54,37 @@ class View:
         if self._live is not None:
             self._live.__exit__(None, None, None)
 
-    def started(self, trial: int, label: str) -> None:
+    def show(self, ledger: Ledger) -> None:
+        """What the ledger holds now."""
+        self.done, self.pruned, self.failed = map(ledger.count, (State.DONE, State.PRUNED, State.FAILED))
+        if (best := ledger.best) is not None and best.value is not None:
+            self.best = (best.value, f"trial {best.number}, {label(best.params)}")
+
+    def started(self, trial: int, label: str, attempt: int = 1) -> None:
         self.running[trial] = Running(label)
-        self._line(f"trial {trial} started: {label}")
+        self._line(f"trial {trial} started{f' (attempt {attempt})' if attempt > 1 else ''}: {label}")
 
     def reported(self, trial: int, epoch: int, epochs: int, value: float) -> None:
         if trial in self.running:
             self.running[trial] = Running(self.running[trial].label, epoch, epochs, value)
 
-    def ended(self, trial: int, state: str, value: float | None, note: str = "") -> None:
-        """`state` is done, pruned or failed."""
-        gone = self.running.pop(trial)
-        setattr(self, state, getattr(self, state) + 1)
-        self._work += 1.0 if state == "done" else gone.share
-        shown = "" if value is None else f" {self.objective} {value:.4f}"
-        self._line(f"trial {trial} {state}:{shown} {note or gone.label}")
+    def ended(self, ledger: Ledger, trial: Trial) -> None:
+        gone = self.running.pop(trial.number)
+        self.show(ledger)
+        self._work += 1.0 if trial.state == State.DONE else gone.share
+        shown = "" if trial.value is None else f" {self.objective} {trial.value:.4f}"
+        self._line(f"trial {trial.number} {trial.state}:{shown} {trial.reason or gone.label}")
         self._line("  " + "; ".join(filter(None, [self.counts(), self.best_so_far(), self.time_left()])))
+
+    def queued(self, trial: int, change: Change) -> None:
+        """A trial did not end, and goes on later."""
+        gone = self.running.pop(trial)
+        again = f"attempt {change.attempt} follows in {change.wait:g} s" if change.error else "goes on later"
+        self.note(f"trial {trial} {'lost: ' + change.error if change.error else gone.label}; {again}")
+
+    def note(self, text: str) -> None:
+        """A line above the panel."""
+        self.console.print(text, highlight=False, soft_wrap=True)
 
     def counts(self) -> str:
         ended = f"{self.done} of {self.n_trials} done"

@@ -273,5 +273,5 @@ def test_a_closed_terminal_ends_a_sweep_orderly_and_more_signals_change_nothing(
     assert process.returncode == 130
     assert said[-1].startswith("ghm: interrupted; the same command continues a sweep")
     assert unfinished() == []
-    assert [Spool(path.parent).state() for path in Path().rglob("s/metrics.jsonl")] == ["cancelled"]
+    assert [Spool(path.parent).state() for path in Path().rglob("s/metrics.jsonl")] == ["queued"]
     assert {Spool(path.parent).state() for path in Path().rglob("s/0*/metrics.jsonl")} == {"queued"}

@@ -21,6 +21,7 @@ from ghm.tracking import spool as spooling
 from ghm.training import checkpoint
 from ghm.training.checkpoint import RunState
 from ghm.training.schedule import one_cycle
+from sweeps.states import Answer, State
 
 VALUES = {1: 0.75, 2: 0.5}  # the last epoch is not the best
 CODE = {module.__file__ for module in (provenance, run, worker, checkpoint, spooling)}
@@ -38,9 +39,9 @@ class Hub:
         self.heard = {}
         self.report = SimpleNamespace(remote=self._report)
 
-    def _report(self, trial, epoch, epochs, value):
+    def _report(self, trial, attempt, epoch, epochs, value):
         self.heard.setdefault(epoch, value)
-        return False
+        return Answer.GO_ON
 
 
 @pytest.fixture(scope="module")
@@ -80,9 +81,9 @@ def life(folder, parts, hub, at=0):
 
 
 def record_and_train(cfg, data, judgement):
-    job = Job.of(cfg, attempt=Spool(Path(cfg.dir)).attempts() + 1)
+    job = Job.of(cfg, start=Spool(Path(cfg.dir)).attempts() + 1)
     run._claim(job)
-    spool = Spool(job.place.folder, job.key.attempt)
+    spool = Spool(job.place.folder, job.key.start)
     run._describe(spool, job, cfg)
     torch.manual_seed(0)
     model = nn.Linear(1, 1)
@@ -99,7 +100,7 @@ def record_and_train(cfg, data, judgement):
         judgement.numbers = {"AP": VALUES[epoch]}
         recorder.epoch(epoch, {"train/loss": 1 / epoch}, judgement)
     recorder.end(None)
-    spool.finish("done")
+    spool.finish(State.DONE)
 
 
 def ending(folder, hub):

@@ -20,6 +20,7 @@ from mlflow.tracking import MlflowClient
 
 from ghm import worker
 from ghm.training import checkpoint
+from sweeps.states import Answer
 
 SMALL = ("data.train_images=16", "data.val_images=8", "data.image_size=64", "batch_size=8")
 
@@ -212,7 +213,7 @@ def test_a_pruned_trial_is_recorded_as_such(ghm, monkeypatch):
     class Hub:
         """A sweep that wants the trial to stop after its first epoch."""
 
-        report = SimpleNamespace(remote=lambda trial, epoch, epochs, value: epoch >= 1)
+        report = SimpleNamespace(remote=lambda *said: Answer.PRUNE)
 
     stub = SimpleNamespace(get_actor=lambda name: Hub, get=lambda said: said, train=ray.train)
     monkeypatch.setattr(worker, "ray", stub)

@@ -42,7 +42,7 @@ class Spool:
 
     def start(self, name: str, tags: Mapping[str, object], parent: str | None = None, key: str | None = None) -> None:
         """The run begins, or goes on. `parent` is the key of its sweep's run; `key` its own, drawn if None."""
-        tags = {name: hidden(str(value)) for name, value in tags.items()} | {"attempt": str(self.attempt)}
+        tags = {"attempt": str(self.attempt)} | {name: hidden(str(value)) for name, value in tags.items()}
         key = self.key or key or uuid.uuid4().hex
         self._append(start={"key": key, "name": name, "tags": tags, "parent": parent})
 

@@ -5,6 +5,7 @@ stored; random numbers and the order of the data follow from the run's seed and 
 `engine.fit`).
 """
 
+import io
 import logging
 import os
 import shutil
@@ -71,11 +72,17 @@ class RunState:
         for name in STATEFUL:
             part = getattr(self, name)
             content[name] = None if part is None else part.state_dict()
+        written = io.BytesIO()  # torch hides why it could not write a file
+        torch.save(content, written)
         partial = path.with_suffix(".partial")
-        with partial.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with partial.open("wb") as file:
+                file.write(written.getbuffer())
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:
+            partial.unlink(missing_ok=True)  # half a file would fill a disk that is full
+            raise
         partial.replace(path)
 
     def load(self, path: Path) -> None:

@@ -2,12 +2,10 @@
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from rich.console import Console
 
@@ -45,13 +43,14 @@ def report(config: DictConfig) -> None:
         raise Failed("no trial beats boxes placed without looking at the image; train longer or check the data")
 
 
-class SweepReport(Callback):
-    """After a sweep: the ranked table, the page, where to look further, and whether anything was learned."""
-
-    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        try:
-            report(config)
-        except Away as error:  # the sweep is done, whoever is away
-            print(f"ghm: no report yet, MLflow does not answer ({error}); ghm report makes it later", file=sys.stderr)
-        except Exception as error:  # Hydra would turn it into a warning
-            raise SystemExit(error) from error
+def after_sweep(config: DictConfig, gaps: Failed | None) -> None:
+    """The report of a sweep that has just ended. Failed where it lacks points, as `gaps` says, or learned nothing."""
+    try:
+        report(config)
+    except Away as error:  # the sweep is done, whoever is away
+        print(f"ghm: no report yet, MLflow does not answer ({error}); ghm report makes it later", file=sys.stderr)
+    except (Failed, ValueError):
+        if gaps is None:
+            raise
+    if gaps is not None:
+        raise gaps

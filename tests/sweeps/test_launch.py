@@ -6,12 +6,13 @@ from pathlib import Path
 
 import optuna
 import pytest
-from filelock import FileLock
 from optuna.trial import TrialState
 
 from ghm.tracking import Tracker
-from sweeps.controller import Search, SweepFailed
-from sweeps.launch import Sweep, run_sweep
+from sweeps.controller import SweepFailed
+from sweeps.draw import Search
+from sweeps.launch import Incomplete, Sweep, run_sweep
+from sweeps.slots import Resources
 from sweeps.space import parse
 from tests.sweeps.toy import LOADER, parabola
 
@@ -23,24 +24,29 @@ def sweep(*arguments: str, pruner=None, seconds: float = 0, **changes) -> float 
     tracker = changes.pop("tracker", None) or Tracker.open(None, "toy", str(runs))
     settings = {"name": "toy", "folder": runs / "sweeps" / "toy", "runs": runs, "objective": "value"}
     settings |= {"direction": "maximize", "n_trials": 4, "n_jobs": 2, "max_failure_rate": 0.0}
-    settings |= {"storage": None, "first": [], "cpus": 0.5, "gpus": 0} | changes
+    settings |= {"storage": None, "resources": Resources(0.5, 0), "backoff": 0.1, "lease": 1} | changes
+    first = settings.pop("first", [])
 
     def compose(number, params, label, context):
         own = {"dir": str(runs / "sweeps" / "toy" / f"{number:04d}"), "trial": number, "seconds": seconds, "x": 0}
-        return own | params | {"hub": context["hub"]}
+        return own | params | {"hub": context["hub"], "attempt": context["attempt"]}
 
     return run_sweep(
         Sweep(**settings),
-        search(*(arguments or ["x=interval(0.0,2.0)"]), pruner=pruner),
+        search(*(arguments or ["x=interval(0.0,2.0)"]), pruner=pruner, first=first),
         parabola,
         compose,
         tracker,
     )
 
 
-def search(*arguments: str, pruner=None) -> Search:
+def search(*arguments: str, pruner=None, first=()) -> Search:
     space = parse(list(arguments), {}, {}, LOADER)
-    return Search(space, lambda begun: optuna.samplers.RandomSampler(seed=begun), pruner or optuna.pruners.NopPruner())
+
+    def sampler(number, again):
+        return optuna.samplers.RandomSampler(seed=100 * number + again)
+
+    return Search(space, sampler, pruner or optuna.pruners.NopPruner(), list(first))
 
 
 def study() -> optuna.Study:
@@ -147,16 +153,19 @@ def test_a_failing_trial_ends_the_sweep_unless_failures_are_allowed():
     assert states()[0] == "FAIL"
     assert "RUNNING" not in states()
     assert parent_status() == "FAILED"
-    sweep("x=-1,1,2,3", max_failure_rate=0.5)
+    with pytest.raises(Incomplete, match=r"1 of 4 points are missing: trial 0, x=-1: .*below zero.*ghm retry toy"):
+        sweep("x=-1,1,2,3", max_failure_rate=0.5)
     assert states() == ["FAIL", "COMPLETE", "COMPLETE", "COMPLETE"]
     assert "below zero" in study().trials[0].user_attrs["error"]
-    assert parent_status() == "FINISHED"
+    assert parent_status() == "FAILED"
 
 
-def test_a_process_that_dies_takes_only_its_own_trial_along():
-    sweep("x=101,1,2", n_jobs=1, max_failure_rate=0.5)
+def test_a_process_that_dies_is_tried_again_and_takes_only_its_own_trial_along():
+    with pytest.raises(Incomplete, match=r"1 of 3 points are missing: trial 0, x=101: attempt 2 of 2 was lost"):
+        sweep("x=101,1,2", n_jobs=1, max_attempts=2)
     assert states() == ["FAIL", "COMPLETE", "COMPLETE"]
     assert "its process died" in study().trials[0].user_attrs["error"]
+    assert Path("runs/sweeps/toy/0000/ran").read_text() == "once\n" * 2
     tracker = Tracker.open(None, "toy", "runs")
     [parent] = tracker.sweeps("toy")
     (dead,) = tracker.children(parent.info.run_id)  # the toy task itself records nothing
@@ -170,37 +179,38 @@ def test_two_people_with_one_study_name_on_one_server_never_touch_each_others_ru
     for person in ("one", "other"):
         runs = (tmp_path / person / "runs").resolve()
         settings = {"runs": runs, "folder": runs / "sweeps" / "toy", "tracker": server}
-        sweep("x=-1,1", max_failure_rate=1.0, **settings)
-        sweep("x=-1,1", max_failure_rate=1.0, **settings)
+        for _ in range(2):
+            with pytest.raises(Incomplete):
+                sweep("x=-1,1", max_failure_rate=1.0, **settings)
     parents = server.sweeps("toy")
-    assert [parent.info.status for parent in parents] == ["FINISHED", "FINISHED"]
+    assert [parent.info.status for parent in parents] == ["FAILED", "FAILED"]
     for parent in parents:  # of the toy's trials, the failed one is recorded
         [failed] = server.children(parent.info.run_id)
         assert (failed.info.status, failed.data.tags["sweep.state"]) == ("FAILED", "failed")
 
 
 def test_a_pruned_trial_is_stopped_early_and_told_apart():
-    pruner = optuna.pruners.ThresholdPruner(lower=-3)
-    sweep("x=1.0,9.0", pruner=pruner, seconds=2, n_jobs=1)
+    # Worse than -9 for the first time at epoch 3 of 5, and stopped there.
+    sweep("x=1.0,3.0", pruner=optuna.pruners.ThresholdPruner(lower=-9), n_jobs=1)
     pruned = study().trials[1]
     assert states() == ["COMPLETE", "PRUNED"]
-    assert len(pruned.intermediate_values) < 5
+    assert pruned.intermediate_values == {1: -4.0, 2: -8.0, 3: -12.0}
 
 
 def test_an_interrupted_sweep_leaves_nothing_running_and_goes_on(monkeypatch):
     from sweeps.controller import Controller
 
-    heard = Controller._hear
+    answered = Controller._answer
 
-    def interrupt(self):
+    def interrupt(self, report):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Controller, "_hear", interrupt)
+    monkeypatch.setattr(Controller, "_answer", interrupt)
     with pytest.raises(KeyboardInterrupt):
         sweep(seconds=1)
     assert set(states()) <= {"WAITING", "COMPLETE"}
     assert parent_status() == "KILLED"
-    monkeypatch.setattr(Controller, "_hear", heard)
+    monkeypatch.setattr(Controller, "_answer", answered)
     sweep()
     assert states() == ["COMPLETE"] * 4
     assert parent_status() == "FINISHED"
@@ -212,23 +222,27 @@ def test_a_free_slot_is_refilled_while_a_long_trial_runs():
     ended = []
 
     def compose(number, params, label, context):
-        return {"dir": str(runs / str(number)), "trial": number, "hub": context["hub"], "x": 1} | {
-            "seconds": 6 if params["x"] == 0 else 0.1
-        }
+        told = {"attempt": context["attempt"], "hub": context["hub"]}
+        return {
+            "dir": str(runs / str(number)),
+            "trial": number,
+            "x": 1,
+            "seconds": 6 if params["x"] == 0 else 0.1,
+        } | told
 
     from sweeps.view import View
 
     class Recorder(View):
-        def ended(self, trial, *rest):
-            ended.append(trial)
-            super().ended(trial, *rest)
+        def ended(self, ledger, trial):
+            ended.append(trial.number)
+            super().ended(ledger, trial)
 
     import sweeps.launch
 
     before, sweeps.launch.View = sweeps.launch.View, Recorder
     try:
         run_sweep(
-            Sweep("toy", runs / "toy", runs, "maximize", 6, 2, None, 0.0, [{"x": 0}], 0.5, 0, "value"),
+            Sweep("toy", runs / "toy", runs, "maximize", 6, 2, None, 0.0, Resources(0.5, 0), "value"),
             search("x=0,1,2,3,4,5"),
             parabola,
             compose,
@@ -245,13 +259,6 @@ def test_another_space_under_the_same_name_is_refused():
     with pytest.raises(ValueError, match=r"study_name=toy.*another space"):
         sweep("x=0,2")
     assert states() == ["COMPLETE"] * 2
-
-
-def test_two_controllers_in_one_folder_are_refused():
-    folder = Path("runs/sweeps/toy")
-    folder.mkdir(parents=True)
-    with FileLock(folder / ".lock"), pytest.raises(ValueError, match="another sweep is running"):
-        sweep()
 
 
 def test_more_slots_than_the_cluster_holds_are_refused():

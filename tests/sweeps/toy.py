@@ -10,6 +10,7 @@ from hydra._internal.utils import create_config_search_path
 from omegaconf import DictConfig
 
 from ghm.paths import CONF
+from sweeps.states import Answer
 
 LOADER = ConfigLoaderImpl(create_config_search_path(str(CONF)))
 
@@ -23,7 +24,8 @@ def parabola(cfg: DictConfig) -> float:
     hub = ray.get_actor(cfg.hub)
     for epoch in range(1, 6):
         time.sleep(cfg.get("seconds", 0) / 5)
-        if ray.get(hub.report.remote(cfg.trial, epoch, 5, -((cfg.x - 1) ** 2) * epoch)):
+        value = -((cfg.x - 1) ** 2) * epoch
+        if ray.get(hub.report.remote(cfg.trial, cfg.attempt, epoch, 5, value)) != Answer.GO_ON:
             break
     if cfg.x < 0:
         raise RuntimeError(f"x={cfg.x} is below zero")

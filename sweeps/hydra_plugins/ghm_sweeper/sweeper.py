@@ -31,14 +31,15 @@ class GHMSweeper(Sweeper):
         """Check, then run or continue the sweep; its best value, if any trial has one."""
         from ghm.provenance import record
         from ghm.tracking import Spool, Tracker
-        from sweeps.controller import Search
-        from sweeps.launch import run_sweep
+        from sweeps.controller import SweepFailed
+        from sweeps.draw import Search
+        from sweeps.launch import Incomplete, run_sweep
         from sweeps.space import parse
 
         settings, tracking = self.settings, self.master.tracking
         sweep = self._sweep()
         space = parse(arguments, settings.params, settings.when, self.loader)
-        self._make_sampler(0)  # so that a mistake is seen before anything is made
+        self._make_sampler(0, 0)  # so that a mistake is seen before anything is made
         pruner = self._made("pruner")
         check = get_method(settings.check)
         for probe in space.probes():
@@ -57,13 +58,23 @@ class GHMSweeper(Sweeper):
         tracker = Tracker.open(tracking.uri, tracking.experiment, self.master.runs)
         if Spool(sweep.folder).key is None:  # a new one's address may be wrong
             tracker.reach()
-        search = Search(space, self._make_sampler, pruner)
-        return run_sweep(sweep, search, self.task, compose, tracker)
+        search = Search(space, self._make_sampler, pruner, OmegaConf.to_container(settings.enqueue))
+        best, gaps = None, None
+        try:
+            best = run_sweep(sweep, search, self.task, compose, tracker)
+        except (SweepFailed, Incomplete) as error:
+            gaps = error
+        HydraConfig.instance().set_config(self.master)
+        get_method(settings.report)(self.master, gaps)
+        return best
 
     def _sweep(self) -> "Sweep":
         from sweeps.launch import Sweep
+        from sweeps.slots import Resources
 
-        settings = self.settings
+        settings, scaling = self.settings, self.master.scaling
+        workers = scaling.num_workers
+        group = (workers, scaling.cpus, scaling.gpus) if workers else ()
         return Sweep(
             name=str(settings.study_name),
             folder=Path(self.master.hydra.sweep.dir).resolve(),
@@ -73,18 +84,17 @@ class GHMSweeper(Sweeper):
             n_jobs=settings.n_jobs,
             storage=settings.storage,
             max_failure_rate=settings.max_failure_rate,
-            first=OmegaConf.to_container(settings.enqueue),
-            cpus=settings.slot.cpus,
-            gpus=settings.slot.gpus,
+            resources=Resources(settings.slot.cpus, settings.slot.gpus, *group),
             objective=self.master.objective,
+            **{key: settings[key] for key in ("max_attempts", "backoff", "patience", "lease")},
         )
 
-    def _make_sampler(self, begun: int) -> Any:
+    def _make_sampler(self, number: int, again: int) -> Any:
         seed = OmegaConf.select(self.settings, "sampler.seed")
         if seed is None:
             return self._made("sampler")
         # Mixed, not added: the first draws from neighbouring seeds can be nearly equal.
-        return self._made("sampler", seed=random.Random(hash((seed, begun))).getrandbits(32))
+        return self._made("sampler", seed=random.Random(hash((seed, number)) + again).getrandbits(32))
 
     def _made(self, part: str, **changes: Any) -> Any:
         """The sampler or the pruner; ValueError where there is none of that name, or its keys do not fit."""

@@ -1,0 +1,79 @@
+"""Where new points come from: those given by hand, then all of a small space, or what a sampler proposes of a large."""
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler, RandomSampler
+from optuna.trial import TrialState
+
+from sweeps.ledger import Ledger, identity
+from sweeps.space import MANY, Params, Space
+
+AGAIN = 20  # draws of a sampler that proposes known points, before others are taken
+
+
+@dataclass(frozen=True)
+class Search:
+    """How trials are chosen: from which space, by which sampler, and which are stopped early.
+
+    `make_sampler(number, again)` makes the sampler that draws trial `number`, for the `again`th time where what it
+    drew before is known already. A fresh one each time, so that a sweep that was killed and continued draws what it
+    would have drawn. `first` are settings to try before any other; keys that they leave out are drawn.
+    """
+
+    space: Space
+    make_sampler: Callable[[int, int], BaseSampler]
+    pruner: BasePruner
+    first: list[Params] = field(default_factory=list)
+
+    def given(self) -> list[Params]:
+        """The settings of `first` that this space holds. ValueError for what it does not know."""
+        return [params for params in map(self.space.given, self.first) if params is not None]
+
+    def points(self, n_trials: int) -> list[Params] | None:
+        """Every point of a space of at most `n_trials` points, those given by hand first; None for a larger one."""
+        points = self.space.points(most=n_trials)
+        if points is not None:
+            points.sort(key=lambda point: not any(some.items() <= point.items() for some in self.given()))
+        return points
+
+    def total(self, ledger: Ledger, n_trials: int) -> int:
+        """How many trials the study is to hold: `n_trials`, or one for each point of a smaller space."""
+        points = self.points(n_trials)
+        if points is None:
+            return n_trials
+        tried = {identity(trial.params) for trial in ledger.trials}
+        return len(ledger.trials) + len([point for point in points if identity(point) not in tried])
+
+    def draw(self, ledger: Ledger, n_trials: int) -> int | None:
+        """A point that is not in the ledger yet, as a trial of `ledger.memory`; None if there is none left."""
+        tried = {identity(trial.params) for trial in ledger.trials}
+        for fixed, sampler in self._proposals(len(ledger.trials), tried, n_trials):
+            ledger.memory.sampler = sampler
+            if fixed:
+                ledger.memory.enqueue_trial(fixed)
+            copy = ledger.memory.ask()
+            if identity(self.space.suggest(copy)) not in tried:
+                return copy._trial_id
+            ledger.memory._storage.set_trial_state_values(copy._trial_id, TrialState.FAIL)  # samplers pass it over
+        return None
+
+    def _proposals(self, number: int, tried: set[str], n_trials: int) -> Iterator[tuple[Params, BaseSampler]]:
+        """What is fixed of a point, and who draws the rest."""
+        points, anywhere = self.points(n_trials), RandomSampler(seed=number)
+        if points is not None:
+            yield from ((point, anywhere) for point in points if identity(point) not in tried)
+            return
+        if number < len(given := self.given()):
+            yield given[number], self.make_sampler(number, 0)
+        for again in range(AGAIN):
+            yield {}, self.make_sampler(number, again)
+        # The sampler insists on what is known: any other point is worth more than none.
+        rest = self.space.points(most=MANY)
+        if rest is None:
+            yield from (({}, anywhere) for _ in range(100 * AGAIN))
+        else:
+            random.Random(number).shuffle(rest)
+            yield from ((point, anywhere) for point in rest if identity(point) not in tried)

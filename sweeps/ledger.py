@@ -1,0 +1,289 @@
+"""The truth about a sweep: each of its trials, and what became of it. This file alone writes it.
+
+It is kept in Optuna's storage, as fields of its trials or, where Optuna has none, as their user attributes. A copy in
+memory is what samplers and pruners look at: nothing that they do takes the time of a database.
+"""
+
+import json
+import logging
+import uuid
+from collections.abc import Callable
+from copy import copy
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.exceptions import StorageInternalError
+from optuna.pruners import BasePruner
+from optuna.storages import RDBStorage
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
+
+from ghm.job import canonical
+from sweeps.space import Params, Space
+from sweeps.states import State
+
+ATTEMPT, ERROR, SPENT, CANCELLED = "attempt", "error", "attempts_spent", "cancelled"
+STATES = {
+    State.QUEUED: TrialState.WAITING,
+    State.RUNNING: TrialState.RUNNING,
+    State.DONE: TrialState.COMPLETE,
+    State.PRUNED: TrialState.PRUNED,
+    State.FAILED: TrialState.FAIL,
+    State.CANCELLED: TrialState.FAIL,
+}
+PATIENCE = 300  # seconds for which a locked database, or a full disk under it, is tried again
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Trial:
+    """One configuration and what became of it.
+
+    `attempt` is the one that runs or is to run next. `error` is what a failed trial ended of, its last line the
+    reason; `spent` says that not the task raised it: its process or machine was lost once too often.
+    """
+
+    number: int
+    params: Params
+    state: State = State.QUEUED
+    attempt: int = 1
+    epochs: dict[int, float] = field(default_factory=dict)  # the objective after each
+    value: float | None = None
+    error: str = ""
+    spent: bool = False
+
+    @property
+    def reason(self) -> str:
+        return (self.error.strip().splitlines() or [""])[-1]
+
+
+def identity(params: Params) -> str:
+    """Equal for equal points of a space, however they are written: 1.0 is 1."""
+    return json.dumps(canonical(params), sort_keys=True)
+
+
+def find(storage: RDBStorage, name: str) -> Study | None:
+    """The study of this name, if there is one."""
+    known = name in optuna.get_all_study_names(storage)
+    return optuna.load_study(storage=storage, study_name=name) if known else None
+
+
+def create(storage: RDBStorage, name: str, direction: str, space: Space, folder: Path) -> Study:
+    """A new study. ValueError when `folder` holds another's trials."""
+    if any(folder.glob("[0-9]*")):
+        raise ValueError(
+            f"hydra.sweep.dir={folder}: holds trials that the study's storage does not know; "
+            "delete the folder, or give another hydra.sweeper.study_name"
+        )
+    study = optuna.create_study(storage=storage, study_name=name, direction=direction)
+    study.set_user_attr("searched", _searched(space, direction))
+    return study
+
+
+def refuse_other(study: Study, space: Space, direction: str) -> None:
+    """ValueError for a study that searched something else before."""
+    if study.user_attrs.get("searched") != _searched(space, direction):
+        raise ValueError(
+            f"hydra.sweeper.study_name={study.study_name}: holds a sweep over another space, or in another direction; "
+            "give the same overrides, or another hydra.sweeper.study_name"
+        )
+
+
+def _searched(space: Space, direction: str) -> str:
+    return json.dumps({"direction": direction, "space": space.fingerprint()})
+
+
+class Ledger:
+    """The trials of a study, for the controller that holds its lease.
+
+    What was running when it is opened is queued again, under its number and with its attempt: whoever ran it is gone.
+    """
+
+    def __init__(self, study: Study, pruner: BasePruner | None = None) -> None:
+        self._durable = study
+        self.memory = optuna.create_study(study_name=study.study_name, direction=study.direction, pruner=pruner)
+        self._ids: list[int] = []  # of each trial, in the storage
+        self._copies: list[int] = []  # and in memory, which also holds points drawn and not taken
+        self._attributes: list[set[str]] = []  # system attributes of each that are in the storage
+        self.trials: list[Trial] = []
+        for frozen in study.get_trials(deepcopy=False):
+            self._add(frozen, self.memory._storage.create_new_trial(self.memory._study_id, _in_memory(copy(frozen))))
+        for trial in self.trials:
+            if trial.state == State.RUNNING:
+                self.requeue(trial.number, trial.attempt)
+
+    @property
+    def key(self) -> str:
+        """Of the sweep's MLflow run: the study's own, so that no other sweep of this name touches it."""
+        if "record" not in self._durable.user_attrs:
+            self._durable.set_user_attr("record", uuid.uuid4().hex)
+        key: str = self._durable.user_attrs["record"]
+        return key
+
+    @property
+    def best(self) -> Trial | None:
+        done = [trial for trial in self.trials if trial.state == State.DONE and trial.value is not None]
+        largest = self._durable.direction == optuna.study.StudyDirection.MAXIMIZE
+        return max(done, key=lambda trial: (trial.value if largest else -trial.value, -trial.number), default=None)  # type: ignore[operator]
+
+    def count(self, *states: State) -> int:
+        return sum(trial.state in states for trial in self.trials)
+
+    def queue(self, drawn: int) -> Trial:
+        """Add the point that was drawn as a trial of `memory`, by its id: whole, in one transaction."""
+        point = self.memory._storage.get_trial(drawn)
+        new = create_trial(
+            state=TrialState.WAITING,
+            params=point.params,
+            distributions=point.distributions,
+            user_attrs={ATTEMPT: 1},
+            system_attrs=point.system_attrs,
+        )
+
+        def write() -> None:
+            # A lost answer may have been to a commit that counts.
+            if len(self._durable.get_trials(deepcopy=False)) == len(self.trials):
+                self._durable._storage.create_new_trial(self._durable._study_id, new)
+
+        _patiently(write)
+        self._add(self._durable.get_trials(deepcopy=False)[-1], drawn)
+        return self.trials[-1]
+
+    def complete(self, number: int, space: Space) -> None:
+        """Draw what a queued trial leaves open, as one that was queued by hand does."""
+        drawn = optuna.trial.Trial(self.memory, self._copies[number])
+        known = set(self.memory._storage.get_trial(self._copies[number]).params)
+        params = space.suggest(drawn)
+        distributions = self.memory._storage.get_trial(drawn._trial_id).distributions
+        for key in set(params) - known:
+            value = distributions[key].to_internal_repr(params[key])
+            self._store("set_trial_param", number, key, value, distributions[key])
+        self.trials[number].params = params
+
+    def start(self, number: int) -> None:
+        self._store("set_trial_state_values", number, TrialState.RUNNING)
+        self.trials[number].state = State.RUNNING
+
+    def report(self, number: int, epoch: int, value: float) -> None:
+        """What an epoch came to; said again it changes nothing."""
+        if epoch not in self.trials[number].epochs:
+            self._write("set_trial_intermediate_value", number, epoch, value)
+            self.trials[number].epochs[epoch] = value
+
+    def prunes(self, number: int) -> bool:
+        """The pruner's verdict on a trial's last epoch."""
+        trial = self.memory._storage.get_trial(self._copies[number])
+        verdict: bool = self.memory.pruner.prune(self.memory, trial)
+        self._keep_attributes(number)
+        return verdict
+
+    def end(self, number: int, state: State, value: float | None = None, error: str = "", spent: bool = False) -> None:
+        """A trial has ended. FAILED with what it ended of."""
+        about = {ERROR: error[-4000:], SPENT: spent, CANCELLED: state == State.CANCELLED}
+        for key, said in about.items():
+            if said:
+                self._write("set_trial_user_attr", number, key, said)
+        self._write("set_trial_state_values", number, STATES[state], None if value is None else [value])
+        trial = self.trials[number]
+        trial.state, trial.value, trial.error, trial.spent = state, value, error, spent
+
+    def requeue(self, number: int, attempt: int) -> None:
+        """A trial is to go on later from its last checkpoint, as the same attempt or the next."""
+        if attempt != self.trials[number].attempt:
+            self._write("set_trial_user_attr", number, ATTEMPT, attempt)
+        self._store("set_trial_state_values", number, TrialState.WAITING)
+        self.trials[number].state, self.trials[number].attempt = State.QUEUED, attempt
+
+    def results(self) -> dict[str, Any]:
+        """What Hydra's Optuna sweeper writes to `optimization_results.yaml`."""
+        best = self.best
+        params = None if best is None else dict(best.params)
+        return {"name": "ghm", "best_params": params, "best_value": None if best is None else best.value}
+
+    def _add(self, frozen: FrozenTrial, in_memory: int) -> None:
+        assert frozen.number == len(self.trials), "a study has one controller"
+        self._ids.append(frozen._trial_id)
+        self._copies.append(in_memory)
+        self._attributes.append(set(frozen.system_attrs))
+        self.trials.append(_trial(frozen))
+
+    def _keep_attributes(self, number: int) -> None:
+        """Samplers and pruners note in memory what they have to know after a restart."""
+        noted = self.memory._storage.get_trial(self._copies[number]).system_attrs
+        for key in noted.keys() - self._attributes[number]:
+            self._store("set_trial_system_attr", number, key, noted[key])
+            self._attributes[number].add(key)
+
+    def _write(self, what: str, number: int, *values: Any) -> None:
+        self._store(what, number, *values)
+        getattr(self.memory._storage, what)(self._copies[number], *values)
+
+    def _store(self, what: str, number: int, *values: Any) -> None:
+        write: Callable[..., None] = getattr(self._durable._storage, what)
+        _patiently(lambda: write(self._ids[number], *values))
+
+
+def retry(storage: RDBStorage, study: Study, numbers: list[int]) -> list[Trial]:
+    """Queue failed trials again, all of them where none is named, for a new first attempt; those it queued.
+
+    For who holds the lease. ValueError for a number that is not that of a failed trial.
+    """
+    trials = storage.get_all_trials(study._study_id)  # the study itself takes an end for final
+    failed = {trial.number: trial for trial in trials if trial.state == TrialState.FAIL}
+    for number in numbers:
+        if number not in failed:
+            listed = ", ".join(map(str, failed)) or "none"
+            raise ValueError(f"{number}: is no failed trial of {study.study_name}; failed are {listed}")
+    chosen = [trial for number, trial in failed.items() if not numbers or number in numbers]
+    for trial in chosen:
+        # Optuna offers no way back from an end.
+        with storage.engine.begin() as connection:
+            queued = "UPDATE trials SET state = 'WAITING', datetime_complete = NULL WHERE trial_id = :trial"
+            connection.execute(text(queued), {"trial": trial._trial_id})
+        for key, value in ((ATTEMPT, 1), (ERROR, ""), (SPENT, False), (CANCELLED, False)):
+            if key in trial.user_attrs:
+                storage.set_trial_user_attr(trial._trial_id, key, value)
+    return [_trial(trial) for trial in chosen]
+
+
+def _in_memory(frozen: FrozenTrial) -> FrozenTrial:
+    """There, what is queued counts as running: `Study.ask` would hand it out for a new point."""
+    if frozen.state == TrialState.WAITING:
+        frozen.state, frozen.datetime_start = TrialState.RUNNING, datetime.now()
+    return frozen
+
+
+def _trial(frozen: FrozenTrial) -> Trial:
+    attributes = frozen.user_attrs
+    states = {optuna_state: state for state, optuna_state in STATES.items() if state != State.CANCELLED}
+    state = State.CANCELLED if attributes.get(CANCELLED) else states[frozen.state]
+    return Trial(
+        frozen.number,
+        frozen.params or dict(frozen.system_attrs.get("fixed_params", {})),
+        state,
+        attributes.get(ATTEMPT, 1),
+        dict(frozen.intermediate_values),
+        frozen.value if frozen.state.is_finished() else None,
+        attributes.get(ERROR, ""),
+        attributes.get(SPENT, False),
+    )
+
+
+def _patiently(write: Callable[[], None]) -> None:
+    """Try until the storage takes it: others may hold a lock for a while, and disks are emptied."""
+
+    def said(state: RetryCallState) -> None:
+        if state.attempt_number == 1 and state.outcome is not None:
+            reason = str(state.outcome.exception()).splitlines()[0]
+            log.warning("The study's storage does not take a write (%s); trying for %d s", reason, PATIENCE)
+
+    again = retry_if_exception_type((StorageInternalError, OperationalError))
+    waits, ends = wait_exponential(multiplier=0.1, max=5), stop_after_delay(PATIENCE)
+    Retrying(retry=again, wait=waits, stop=ends, before_sleep=said, reraise=True)(write)
