@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint bench format secrets clean
+.PHONY: demo test test-slow lint bench chaos format secrets clean
 
 demo: $(VENV)/installed
 	$(BIN)/ghm train -m +sweep=demo
@@ -23,6 +23,10 @@ lint: $(VENV)/installed
 bench: $(VENV)/installed
 	$(BIN)/python -m tests.bench.losses
 	$(BIN)/python -m tests.bench.training
+
+# Kills, stops, locks, full disks, failing servers, each in a process namespace of its own; an hour.
+chaos: $(VENV)/installed
+	$(BIN)/python -m tests.chaos
 
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .

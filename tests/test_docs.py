@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.coco import write_folder
+from tests.sweeps.toy import with_failures
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -57,6 +58,14 @@ def test_every_documented_sweep_is_accepted(command, monkeypatch):
         main(shrunk(command))
     assert stopped.value.code == 1
     assert isinstance(stopped.value.__context__, Reached)
+
+
+@pytest.mark.parametrize("command", commands(".venv/bin/ghm retry"))
+def test_every_documented_retry_queues(command, ghm, capsys):
+    words = shlex.split(command)[1:]
+    with_failures(words[1], 6)
+    assert ghm(*words) == 0
+    assert capsys.readouterr().out.startswith("Queued again: ")
 
 
 OTHERS = [line for verb in ("evaluate", "data", "sync") for line in commands(f".venv/bin/ghm {verb}")]
