@@ -19,10 +19,11 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Ratios side by side, see docs/losses.md and docs/training.md; ten minutes, on a machine that does nothing else.
+# Ratios side by side, see docs/losses.md, training.md and sweeps.md; a quarter of an hour, on a machine that does nothing else.
 bench: $(VENV)/installed
 	$(BIN)/python -m tests.bench.losses
 	$(BIN)/python -m tests.bench.training
+	$(BIN)/python -m tests.bench.sweeps
 
 # Kills, stops, locks, full disks, failing servers, each in a process namespace of its own; an hour.
 chaos: $(VENV)/installed

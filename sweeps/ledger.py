@@ -147,13 +147,20 @@ class Ledger:
             system_attrs=point.system_attrs,
         )
 
+        study, tried = self._durable, False
+
         def write() -> None:
+            nonlocal tried
             # A lost answer may have been to a commit that counts.
-            if len(self._durable.get_trials(deepcopy=False)) == len(self.trials):
-                self._durable._storage.create_new_trial(self._durable._study_id, new)
+            if not tried or len(study.get_trials(deepcopy=False)) == len(self.trials):
+                tried = True
+                new._trial_id = study._storage.create_new_trial(study._study_id, new)
+            else:
+                new._trial_id = study.get_trials(deepcopy=False)[-1]._trial_id
 
         _patiently(write)
-        self._add(self._durable.get_trials(deepcopy=False)[-1], drawn)
+        new.number = len(self.trials)
+        self._add(new, drawn)
         return self.trials[-1]
 
     def complete(self, number: int, space: Space) -> None:

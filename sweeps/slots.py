@@ -54,7 +54,7 @@ class Slot:
     """
 
     def __init__(self, hub: Any, patience: float) -> None:
-        self._hub, self._patience = hub, patience
+        self._hub, self._patience, self._warm = hub, patience, False
         # Ray Train looks after the workers of a trial, and shall lose patience no later.
         os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(patience)
 
@@ -68,6 +68,9 @@ class Slot:
                 return End(error=traceback.format_exc()) if reason is None else End(lost=reason)
             finally:
                 gc.collect()
+                if not self._warm:  # what was imported stays: looking through it takes longer than a short trial
+                    gc.freeze()
+                    self._warm = True
 
     @contextmanager
     def _beating(self, trial: int, attempt: int) -> Iterator[None]:
@@ -174,7 +177,7 @@ class Slots:
             end = ray.get(reference)
             self._idle.append(slot)
         except RayError as error:  # its process, its memory or its machine is gone
-            end = End(lost=self._killed.get(trial) or f"its process died ({' '.join(str(error).split())[:300]})")
+            end = End(lost=self._killed.get(trial) or f"its process died ({type(error).__name__})")
         self._killed.pop(trial, None)
         self._forget(trial, end.lost is not None)
         return trial, end

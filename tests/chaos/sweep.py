@@ -24,7 +24,8 @@ GHM = Path(sys.executable).parent / "ghm"
 OBJECTIVE, TOLD = "val/AR100", "train/loss"  # of trainings this short the loss alone tells two of them apart
 TRAINING = [
     *("epochs=4", "data.train_images=4", "data.val_images=4", "data.image_size=64", "batch_size=4"),
-    *("figures=false", "device=cpu", f"objective={OBJECTIVE}", "hydra.sweeper.lease=1", "hydra.sweeper.backoff=0.5"),
+    *("figures=false", "device=cpu", f"objective={OBJECTIVE}", "hydra.sweeper.n_trials=100"),
+    *("hydra.sweeper.lease=1", "hydra.sweeper.backoff=0.5"),
 ]
 STATES = {TrialState.COMPLETE: "done", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
 

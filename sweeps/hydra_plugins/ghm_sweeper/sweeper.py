@@ -31,6 +31,7 @@ class GHMSweeper(Sweeper):
         """Check, then run or continue the sweep; its best value, if any trial has one."""
         from ghm.provenance import record
         from ghm.tracking import Spool, Tracker
+        from sweeps.composer import Composer
         from sweeps.controller import SweepFailed
         from sweeps.draw import Search
         from sweeps.launch import Incomplete, run_sweep
@@ -42,12 +43,13 @@ class GHMSweeper(Sweeper):
         self._make_sampler(0, 0)  # so that a mistake is seen before anything is made
         pruner = self._made("pruner")
         check = get_method(settings.check)
+        composer = Composer(self.loader, self.master)
         for probe in space.probes():
-            check(self._compose(space.overrides(probe)))
+            check(composer.compose(space.overrides(probe)))
 
         def compose(number: int, params: dict[str, Any], label: str, context: dict[str, Any]) -> dict[str, Any]:
             overrides = space.overrides(params)
-            cfg = self._compose(overrides)
+            cfg = composer.compose(overrides)
             cfg.dir = str(sweep.folder / f"{number:04d}")
             trial = {"trial": number, "label": f"{number:03d} {label}", "params": json.dumps(params)}
             OmegaConf.update(cfg, "trial", trial | context)
@@ -109,12 +111,3 @@ class GHMSweeper(Sweeper):
         except (InstantiationException, ValueError, TypeError) as error:
             reason = " ".join(str(error.__cause__ or error).split())
             raise ValueError(f"hydra.sweeper.{part}._target_={settings._target_}: cannot be made ({reason})") from error
-
-    def _compose(self, overrides: list[str]) -> DictConfig:
-        """A job's config without Hydra's own node, its paths as the sweep has them."""
-        cfg = self.loader.load_sweep_config(self.master, overrides)
-        HydraConfig.instance().set_config(cfg)
-        OmegaConf.set_struct(cfg, False)
-        cfg.pop("hydra")
-        OmegaConf.set_struct(cfg, True)
-        return cfg

@@ -1,0 +1,45 @@
+"""The configs of a sweep's trials, as Hydra composes them."""
+
+import copy
+from typing import Any
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import CachingConfigRepository
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf
+
+
+class Composer:
+    """Composes each combination of config groups once, and sets values in a copy of it, as Hydra itself does then.
+
+    Hydra would read and merge all files for each trial: most of what a short one takes. Reading them once also means
+    that a file which is edited while the sweep runs changes no later trial.
+    """
+
+    def __init__(self, loader: Any, master: DictConfig) -> None:
+        self._loader, self._master = loader, master
+        self._loader.repository = CachingConfigRepository(loader.repository)
+        self._parser = OverridesParser.create(config_loader=loader)
+        self._composed: dict[tuple[str, ...], DictConfig] = {}
+
+    def compose(self, overrides: list[str]) -> DictConfig:
+        """A job's config without Hydra's own node."""
+        parsed = self._parser.parse_overrides(overrides)
+        choices = tuple(str(one.input_line) for one in parsed if self._chooses(one))
+        if choices not in self._composed:
+            self._composed[choices] = self._loader.load_sweep_config(self._master, list(choices))
+        cfg = copy.deepcopy(self._composed[choices])
+        ConfigLoaderImpl._apply_overrides_to_config([one for one in parsed if not self._chooses(one)], cfg)
+        cfg.hydra.overrides.task = overrides
+        HydraConfig.instance().set_config(cfg)
+        OmegaConf.set_struct(cfg, False)
+        cfg.pop("hydra")
+        OmegaConf.set_struct(cfg, True)
+        return cfg
+
+    def _chooses(self, override: Override) -> bool:
+        """Whether it chooses a file of a group, and sets no value."""
+        value: Any = override.value()
+        return self._loader.repository.group_exists(override.key_or_group) and not isinstance(value, dict)
