@@ -50,6 +50,16 @@ def _handler_kept(number: signal.Signals) -> Iterator[None]:
         signal.signal(number, handler)
 
 
+@contextmanager
+def _ignored(number: signal.Signals) -> Iterator[None]:
+    """By this process and those that it starts meanwhile."""
+    handler = signal.signal(number, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(number, handler)
+
+
 def check_fits(count: int, what: str, cpus: float, gpus: float, remedy: str) -> None:
     """ValueError when `count` times so many CPUs and GPUs are more than the cluster has in all.
 
@@ -76,13 +86,14 @@ def _connect() -> None:
         log.warning("The Ray that was started on this machine (%s) is gone; starting one for this command", address)
         address = None
     if address is None:
-        ray.init(
-            address="local",
-            object_store_memory=STORE,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level="ERROR",
-        )
+        with _ignored(signal.SIGHUP):  # by its processes too: a lost terminal ends the command orderly, and it them
+            ray.init(
+                address="local",
+                object_store_memory=STORE,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="ERROR",
+            )
         return
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR")

@@ -261,11 +261,13 @@ def test_a_division_of_one_file_is_recorded_with_the_run(ghm):
 def test_a_closed_terminal_ends_a_sweep_orderly_and_more_signals_change_nothing():
     script = Path(sys.executable).parent / "ghm"
     command = [script, "train", "-m", "epochs=500", *SMALL[1:], "loss=focal,ghm", "hydra.sweeper.study_name=s"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
         deadline = time.monotonic() + 120
         while not list(Path().rglob("epoch-*.pt")) and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
-        process.send_signal(signal.SIGHUP)
+        os.killpg(process.pid, signal.SIGHUP)
         for _ in range(30):
             process.send_signal(random.choice([signal.SIGINT, signal.SIGTERM, signal.SIGHUP]))
             time.sleep(0.01)

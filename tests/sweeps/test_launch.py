@@ -174,6 +174,39 @@ def test_a_process_that_dies_is_tried_again_and_takes_only_its_own_trial_along()
     assert "its process died" in dead.data.tags["error"]
 
 
+def test_what_is_no_fault_of_a_trial_is_its_next_attempt(capsys):
+    sweep("x=102,103,104", patience=2)
+    assert states() == ["COMPLETE"] * 3
+    assert [trial.user_attrs["attempt"] for trial in study().trials] == [2, 2, 2]
+    assert [path.read_text() for path in sorted(Path("runs/sweeps/toy").glob("*/ran"))] == ["once\n" * 2] * 3
+    shown = capsys.readouterr().out
+    assert "trial 0 lost: its process gave no sign of life for 2 s; attempt 2 follows in 0.1 s" in shown
+    assert "trial 1 lost: the disk is full ([Errno 28] No space left on device)" in shown
+    assert "trial 2 lost: out of memory" in shown
+
+
+def test_a_drained_sweep_stops_each_trial_at_its_epoch_and_goes_on(monkeypatch):
+    from sweeps.controller import Controller
+
+    answered = Controller._answer
+
+    def draining(self, report):
+        if not self.draining:
+            self.drain()
+        answered(self, report)
+
+    monkeypatch.setattr(Controller, "_answer", draining)
+    with pytest.raises(KeyboardInterrupt):
+        sweep(n_jobs=1)
+    begun, composed = study().trials
+    assert (begun.state.name, list(begun.intermediate_values), composed.state.name) == ("WAITING", [1], "WAITING")
+    assert parent_status() == "KILLED"
+    monkeypatch.setattr(Controller, "_answer", answered)
+    sweep(n_jobs=1)
+    assert states() == ["COMPLETE"] * 4
+    assert study().trials[0].user_attrs["attempt"] == 1
+
+
 def test_two_people_with_one_study_name_on_one_server_never_touch_each_others_runs(tmp_path):
     server = Tracker.open(None, "toy", str(tmp_path / "server"))
     for person in ("one", "other"):

@@ -4,6 +4,7 @@ import logging
 import os
 import threading
 import time
+from pathlib import Path
 
 import optuna
 import pytest
@@ -16,14 +17,13 @@ PERIOD = 0.5
 
 
 @pytest.fixture
-def study(tmp_path):
-    storage = open_storage(None, tmp_path)
-    return optuna.create_study(study_name="s", storage=storage)
+def study(url, tmp_path):
+    return optuna.create_study(study_name="s", storage=open_storage(url, tmp_path))
 
 
-def lease(study, tmp_path):
+def lease(study, url):
     """As another process would have it: over connections of its own."""
-    storage = open_storage(None, tmp_path)
+    storage = open_storage(url, Path("nowhere"))
     return Lease(storage, study._study_id, "s", PERIOD), ledgers.find(storage, "s")
 
 
@@ -32,9 +32,9 @@ def stop(held):
     held._ended.set()
 
 
-def test_a_second_controller_is_told_who_runs_the_study_and_the_next_finds_it_free(study, tmp_path):
-    first, _ = lease(study, tmp_path)
-    second, _ = lease(study, tmp_path)
+def test_a_second_controller_is_told_who_runs_the_study_and_the_next_finds_it_free(study, url):
+    first, _ = lease(study, url)
+    second, _ = lease(study, url)
     with first:
         begun = time.monotonic()
         with pytest.raises(ValueError, match=rf"study_name=s: is run by process {os.getpid()} on .*, since 20\d\d-"):
@@ -45,9 +45,9 @@ def test_a_second_controller_is_told_who_runs_the_study_and_the_next_finds_it_fr
         assert time.monotonic() - begun < PERIOD
 
 
-def test_a_stopped_controller_is_replaced_after_two_periods_and_writes_nothing_more(study, tmp_path, caplog):
-    first, before = lease(study, tmp_path)
-    second, after = lease(study, tmp_path)
+def test_a_stopped_controller_is_replaced_after_two_periods_and_writes_nothing_more(study, url, caplog):
+    first, before = lease(study, url)
+    second, after = lease(study, url)
     caplog.set_level(logging.INFO)
     first.__enter__()
     before.set_user_attr("said", "by the first")
@@ -67,8 +67,8 @@ def test_a_stopped_controller_is_replaced_after_two_periods_and_writes_nothing_m
     assert len(study.trials) == 0
 
 
-def test_a_machine_that_slept_keeps_a_lease_that_nobody_took(study, tmp_path):
-    held, own = lease(study, tmp_path)
+def test_a_machine_that_slept_keeps_a_lease_that_nobody_took(study, url):
+    held, own = lease(study, url)
     with held:
         stop(held)
         time.sleep(3 * PERIOD)
@@ -76,7 +76,7 @@ def test_a_machine_that_slept_keeps_a_lease_that_nobody_took(study, tmp_path):
     assert study.user_attrs["said"] == "after the sleep"
 
 
-def test_of_many_who_want_a_study_at_once_one_gets_it(study, tmp_path):
+def test_of_many_who_want_a_study_at_once_one_gets_it(study, url):
     got, refused = [], []
     gate = threading.Barrier(4)
 
@@ -88,7 +88,7 @@ def test_of_many_who_want_a_study_at_once_one_gets_it(study, tmp_path):
         except ValueError as error:
             refused.append(str(error))
 
-    threads = [threading.Thread(target=want, args=(lease(study, tmp_path)[0],)) for _ in range(4)]
+    threads = [threading.Thread(target=want, args=(lease(study, url)[0],)) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -97,10 +97,10 @@ def test_of_many_who_want_a_study_at_once_one_gets_it(study, tmp_path):
     got[0].__exit__()
 
 
-def test_an_error_inside_gives_the_lease_back(study, tmp_path):
-    first, _ = lease(study, tmp_path)
+def test_an_error_inside_gives_the_lease_back(study, url):
+    first, _ = lease(study, url)
     with pytest.raises(RuntimeError), first:
         raise RuntimeError
     begun = time.monotonic()
-    with lease(study, tmp_path)[0]:
+    with lease(study, url)[0]:
         assert time.monotonic() - begun < PERIOD

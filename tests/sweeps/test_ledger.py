@@ -24,8 +24,8 @@ class Death(BaseException):
 
 
 @pytest.fixture
-def storage(tmp_path):
-    return open_storage(None, tmp_path)
+def storage(url, tmp_path):
+    return open_storage(url, tmp_path)
 
 
 def search(*arguments, first=(), sampler=None):
@@ -161,7 +161,8 @@ def test_a_trial_queued_by_hand_is_completed(storage):
     assert (ledger.trials[0].params["x"], ledger.trials[0].params["seed"] in range(9)) == (0.5, True)
 
 
-def test_a_locked_database_is_waited_for(storage, tmp_path, monkeypatch):
+def test_a_locked_database_is_waited_for(tmp_path):
+    storage = open_storage(None, tmp_path)
     searched = search("x=interval(0.0,1.0)")
     ledger = opened(storage, searched)
     fill(ledger, searched, 1)

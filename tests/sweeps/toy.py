@@ -1,6 +1,8 @@
 """A task that costs nothing, importable by Ray's processes, and a loader for Hydra's grammar."""
 
+import errno
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -22,6 +24,21 @@ from sweeps.storage import open_storage
 LOADER = ConfigLoaderImpl(create_config_search_path(str(CONF)))
 
 
+def full_disk() -> None:
+    raise RuntimeError("could not be kept") from OSError(errno.ENOSPC, "No space left on device")
+
+
+def no_memory() -> None:
+    raise MemoryError
+
+
+def stopped() -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+LOSSES = {102: stopped, 103: full_disk, 104: no_memory}
+
+
 def with_failures(name: str, count: int) -> None:
     """A sweep below `runs` of so many trials, of which the first is done and all others failed."""
     folder, storage = Path("runs/sweeps") / name, open_storage(None, Path("runs"))
@@ -38,9 +55,15 @@ def with_failures(name: str, count: int) -> None:
 
 
 def parabola(cfg: DictConfig) -> float:
-    """The task: best at x = 1. Leaves a line in its folder for each time it is run."""
+    """The task: best at x = 1. Leaves a line in its folder for each time it is run.
+
+    Below 0 it raises, at 101 its process dies each time, at some others it is lost in some way the first time.
+    """
     folder = Path(cfg.dir)
     folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "ran").exists() and cfg.x in LOSSES:
+        (folder / "ran").write_text("once\n")
+        LOSSES[cfg.x]()
     with (folder / "ran").open("a") as file:
         file.write("once\n")
     hub = ray.get_actor(cfg.hub)
@@ -51,6 +74,6 @@ def parabola(cfg: DictConfig) -> float:
             break
     if cfg.x < 0:
         raise RuntimeError(f"x={cfg.x} is below zero")
-    if cfg.x > 100:
+    if cfg.x == 101:
         os._exit(1)
     return -((cfg.x - 1) ** 2)
