@@ -23,7 +23,7 @@ lint: $(VENV)/installed
 bench: $(VENV)/installed
 	$(BIN)/python -m tests.bench.losses
 	$(BIN)/python -m tests.bench.training
-	$(BIN)/python -m tests.bench.sweeps
+	$(BIN)/python -m tests.bench.overhead
 
 # Kills, stops, locks, full disks, failing servers, each in a process namespace of its own; an hour.
 chaos: $(VENV)/installed

@@ -12,6 +12,7 @@ from ghm.secrets import hidden
 from sweeps import policy
 from sweeps.draw import Search
 from sweeps.hub import Report
+from sweeps.lease import Lease
 from sweeps.ledger import Ledger, Trial
 from sweeps.policy import End, Rules
 from sweeps.record import Record
@@ -34,6 +35,7 @@ class SweepFailed(Failed):
 class Controller:
     """Runs `task` on composed configs until every trial of the sweep has ended, or it is drained."""
 
+    lease: Lease
     ledger: Ledger
     search: Search
     slots: Slots
@@ -43,6 +45,7 @@ class Controller:
     view: View
     rules: Rules
     draining: bool = False
+    _exhausted: bool = False  # no point is left to draw
     _next: tuple[Trial, dict[str, Any]] | None = None  # composed while others run
     _told: dict[int, Answer] = field(default_factory=dict)  # the last answer to each trial that runs
     _waits: dict[int, float] = field(default_factory=dict)  # until when a lost trial is not tried again
@@ -56,11 +59,18 @@ class Controller:
             if not self.slots.busy and (self.draining or not self.ledger.count(State.QUEUED)):
                 return
             self._prepare()
+            self.lease.check()
             for event in self.slots.events(seconds=0.5):
                 if isinstance(event, Report):
                     self._answer(event)
                 else:
                     self._end(*event)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every trial that there is to be has ended."""
+        whole = self._exhausted or len(self.ledger.trials) >= self.rules.n_trials
+        return whole and not self.ledger.count(State.QUEUED, State.RUNNING)
 
     def drain(self) -> None:
         """Start nothing more, and stop each trial at the end of its epoch."""
@@ -73,10 +83,11 @@ class Controller:
             return self._next is not None
         trial = policy.due(self.ledger.trials, self._waits, time.monotonic())
         if trial is None:
-            if len(self.ledger.trials) >= self.rules.n_trials:
+            if self._exhausted or len(self.ledger.trials) >= self.rules.n_trials:
                 return False
             drawn = self.search.draw(self.ledger, self.rules.n_trials)
             if drawn is None:
+                self._exhausted = True
                 return False
             trial = self.ledger.queue(drawn)
         try:

@@ -73,7 +73,7 @@ class Search:
         # The sampler insists on what is known: any other point is worth more than none.
         rest = self.space.points(most=MANY)
         if rest is None:
-            yield from (({}, anywhere) for _ in range(100 * AGAIN))
+            yield from (({}, anywhere) for _ in range(AGAIN))
         else:
             random.Random(number).shuffle(rest)
             yield from ((point, anywhere) for point in rest if identity(point) not in tried)

@@ -95,7 +95,7 @@ def run_sweep(sweep: Sweep, search: Search, task: Task, compose: Compose, tracke
             sweep.resources.check(sweep.n_jobs)
             study = ledgers.create(storage, sweep.name, sweep.direction, search.space, sweep.folder)
         ledgers.refuse_other(study, search.space, sweep.direction)
-        stack.enter_context(Lease(storage, study._study_id, sweep.name, sweep.lease))
+        lease = stack.enter_context(Lease(storage, study._study_id, sweep.name, sweep.lease))
         ledger = Ledger(study, search.pruner)
         total = search.total(ledger, sweep.n_trials)
         rules = Rules(total, sweep.max_failure_rate, sweep.max_attempts, sweep.backoff, sweep.patience)
@@ -108,25 +108,28 @@ def run_sweep(sweep: Sweep, search: Search, task: Task, compose: Compose, tracke
         with Sender(tracker, record.folders), _orderly_end(ledger, record):
             record.begin(sweep.objective)
             if unfinished:
-                _search(sweep, search, task, compose, ledger, record, rules)
+                with _slots(sweep) as slots, View(sweep.name, sweep.objective, total) as view:
+                    controller = Controller(lease, ledger, search, slots, task, compose, record, view, rules)
+                    _run(controller)
             _refuse_gaps(sweep.name, search, ledger, rules)
         return None if ledger.best is None else ledger.best.value
 
 
-def _search(
-    sweep: Sweep, search: Search, task: Task, compose: Compose, ledger: Ledger, record: Record, rules: Rules
-) -> None:
-    """Run every trial that has not ended. KeyboardInterrupt when it was drained."""
+@contextmanager
+def _slots(sweep: Sweep) -> Iterator[Slots]:
     slots = Slots(sweep.n_jobs, sweep.resources, sweep.patience)
     try:
-        with View(sweep.name, sweep.objective, rules.n_trials) as view:
-            controller = Controller(ledger, search, slots, task, compose, record, view, rules)
-            with _draining(controller):
-                controller.run()
-        if controller.draining and len(ledger.trials) - ledger.count(State.QUEUED) < rules.n_trials:
-            raise KeyboardInterrupt
+        yield slots
     finally:
         slots.close()
+
+
+def _run(controller: Controller) -> None:
+    """Run every trial that has not ended. KeyboardInterrupt when it was drained before that."""
+    with _draining(controller):
+        controller.run()
+    if not controller.complete:
+        raise KeyboardInterrupt
 
 
 @contextmanager

@@ -37,6 +37,7 @@ class Lease:
     def __init__(self, storage: RDBStorage, study_id: int, name: str, period: float) -> None:
         self.storage, self.study_id, self.name, self.period = storage, study_id, name, period
         self._id, self._since, self._beat, self._ended = uuid4().hex, 0.0, 0, Event()
+        self._lost: LeaseLost | None = None
 
     def __enter__(self) -> "Lease":
         self._insert()
@@ -56,6 +57,11 @@ class Lease:
         with suppress(SQLAlchemyError):
             if (held := self._read()) is not None and held["id"] == self._id:
                 self._swap(held, None)
+
+    def check(self) -> None:
+        """LeaseLost as soon as a renewal found that another controller has taken over."""
+        if self._lost is not None:
+            raise self._lost
 
     def _await(self, held: dict[str, Any]) -> None:
         """Until a lease ends that nobody renews. ValueError as soon as it is renewed: its holder lives."""
@@ -82,10 +88,10 @@ class Lease:
         while not self._ended.wait(self.period / 3):
             try:
                 held = self._read()
-                if held is None or held["id"] != self._id:
-                    return  # what this controller writes next is refused
+                self._refuse_overtaken(held)
                 self._swap(held, self._mine())
-            except LeaseLost:
+            except LeaseLost as error:
+                self._lost = error
                 return
             except SQLAlchemyError as error:  # the storage may come back before anyone takes over
                 log.warning("%s: its lease could not be renewed (%s)", self._study(), str(error).splitlines()[0])
@@ -94,7 +100,9 @@ class Lease:
         """Within each transaction, before it counts: PostgreSQL keeps the row until then, SQLite the database."""
         lock = " FOR SHARE" if connection.dialect.name == "postgresql" else ""
         row = connection.execute(text(f"{SELECT}{lock}"), {"study": self.study_id, "key": KEY}).first()
-        held = None if row is None else json.loads(row[0])
+        self._refuse_overtaken(None if row is None else json.loads(row[0]))
+
+    def _refuse_overtaken(self, held: dict[str, Any] | None) -> None:
         if held is None or held["id"] != self._id:
             who = "" if held is None else f" by process {held['pid']} on {held['host']}"
             raise LeaseLost(

@@ -52,6 +52,8 @@ class Dimension:
         match self.distribution:
             case CategoricalDistribution(choices=choices):
                 return list(choices)
+            case FloatDistribution(low=low, high=high) if low == high:
+                return [low]
             case IntDistribution(low=low, high=high, step=step):
                 return range(low, high + 1, step)
             case FloatDistribution(low=low, high=high, step=float(step)) if (high - low) / step < MANY:

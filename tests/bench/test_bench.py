@@ -35,6 +35,18 @@ def test_the_training_benchmark_prints_a_value_for_every_target():
     assert all(float(value) > 0 for label, value, _ in rows)
 
 
+@pytest.mark.slow  # half a minute, for what `make bench` runs
+def test_the_benchmark_of_sweeps_prints_what_a_trial_costs_and_where():
+    printed = _printed("tests.bench.overhead", "--trials", "4", "--rounds", "1", "--turns", "3", "--alone")
+    rows = dict(re.findall(r"^\| (ghm|Optuna alone) \| (\d+ .*) \|$", printed, re.MULTILINE))
+    in_all, *parts = (float(value) for value in rows["ghm"].split(" | "))
+    assert in_all > 0
+    assert len(parts) == 5
+    assert all(part > 0 for part in parts)
+    assert "Optuna alone" in rows
+    assert re.search(r"^\| two slots, .* against ideal \| [12]\.\d{3} \| <= 1\.050 \|$", printed, re.MULTILINE)
+
+
 @pytest.mark.slow  # a minute, for a script that is run by hand where a GPU is
 def test_the_gpu_script_runs_whole_on_a_processor():
     write_folder(Path("set"), images=3)

@@ -28,6 +28,8 @@ def sweep(*arguments: str, pruner=None, seconds: float = 0, **changes) -> float 
     first = settings.pop("first", [])
 
     def compose(number, params, label, context):
+        if params["x"] == 99:
+            raise ValueError("x=99: cannot be")
         own = {"dir": str(runs / "sweeps" / "toy" / f"{number:04d}"), "trial": number, "seconds": seconds, "x": 0}
         return own | params | {"hub": context["hub"], "attempt": context["attempt"]}
 
@@ -158,6 +160,12 @@ def test_a_failing_trial_ends_the_sweep_unless_failures_are_allowed():
     assert states() == ["FAIL", "COMPLETE", "COMPLETE", "COMPLETE"]
     assert "below zero" in study().trials[0].user_attrs["error"]
     assert parent_status() == "FAILED"
+
+
+def test_settings_that_do_not_compose_fail_their_own_trial_alone():
+    with pytest.raises(Incomplete, match=r"1 of 3 points are missing: trial 1, x=99: ValueError: x=99: cannot be"):
+        sweep("x=1,99,2", max_failure_rate=0.5)
+    assert states() == ["COMPLETE", "FAIL", "COMPLETE"]
 
 
 def test_a_process_that_dies_is_tried_again_and_takes_only_its_own_trial_along():

@@ -61,6 +61,10 @@ def test_a_stopped_controller_is_replaced_after_two_periods_and_writes_nothing_m
             before.set_user_attr("said", "late")
         with pytest.raises(LeaseLost):
             before.tell(before.ask(), 1.0)
+        first._ended.clear()  # it wakes up, and looks
+        first._renew()
+        with pytest.raises(LeaseLost, match="was taken over"):
+            first.check()
         first.__exit__()
         after.set_user_attr("said", "by the second again")  # the end of the first took nothing from it
     assert study.user_attrs["said"] == "by the second again"

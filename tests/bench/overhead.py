@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
-from rich.console import Console
-from rich.table import Table
 
 from tests.bench import rivals
 
 ROOT = Path(__file__).resolve().parents[2]
+RIVAL = "hydra-optuna-sweeper 1.4.0rc3"
 OFFICIAL = ("hydra-optuna-sweeper==1.4.0rc3", "hydra-core==1.4.0rc3", "optuna==5.0.0")
 PARTS = ("compose", "ask", "launch", "log", "tell")
 SHORT, LONG = 0.2, 2.0  # seconds of the trials that two slots share
@@ -45,7 +44,7 @@ hydra:
   searchpath: [file://CONF]
   output_subdir: null
   sweep: {dir: "${runs}/sweep"}
-  sweeper: {check: tests.bench.sweeps.checked, report: tests.bench.sweeps.reported}
+  sweeper: {check: tests.bench.overhead.checked, report: tests.bench.overhead.reported}
 """
 
 
@@ -79,7 +78,7 @@ def ours(folder: Path, trials: int, jobs: int, seconds: float) -> None:
     from sweeps.record import Record
     from sweeps.slots import Slots
     from sweeps.view import View
-    from tests.bench.sweeps import task as importable  # by the processes of Ray
+    from tests.bench.overhead import task as importable  # by the processes of Ray
 
     rivals.timed(Search, "draw", "ask")
     for method, part in (("queue", "ask"), ("complete", "ask"), ("start", "launch"), ("end", "tell")):
@@ -129,9 +128,11 @@ def official_python(folder: Path) -> Path:
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(prog="python -m tests.bench.sweeps")
+    arguments = argparse.ArgumentParser(prog="python -m tests.bench.overhead")
     arguments.add_argument("--trials", type=int, default=60)
     arguments.add_argument("--rounds", type=int, default=3, help="of all systems in turn; medians are shown")
+    arguments.add_argument("--turns", type=int, default=20, help="trials that two slots share")
+    arguments.add_argument("--alone", action="store_true", help="without what has to be installed for it")
     arguments.add_argument("--keep", type=Path, default=ROOT / "runs" / "bench", help="where environments are kept")
     arguments.add_argument("--ours", nargs=4, help=argparse.SUPPRESS)
     given = arguments.parse_args()
@@ -140,38 +141,44 @@ def main() -> None:
         ours(Path(folder), int(trials), int(jobs), float(seconds))
         print(rivals.result(folder, int(trials)))
         return
-    given.keep.mkdir(parents=True, exist_ok=True)
-    official = official_python(given.keep)
-    us, others = [sys.executable, "-m", "tests.bench.sweeps", "--ours"], str(Path(rivals.__file__))
-    found: dict[str, list[dict[str, Any]]] = {}
+    us, others = [sys.executable, "-m", "tests.bench.overhead", "--ours"], str(Path(rivals.__file__))
+    systems: dict[str, list[str | Path]] = {
+        "ghm": [*us, "FOLDER", str(given.trials), "1", "0"],
+        "Optuna alone": [sys.executable, others, "plain", "FOLDER", str(given.trials)],
+    }
+    if not given.alone:
+        given.keep.mkdir(parents=True, exist_ok=True)
+        systems[RIVAL] = [official_python(given.keep), others, "official", "FOLDER", str(given.trials)]
+        systems["Ray Tune"] = [sys.executable, others, "tune", "FOLDER", str(given.trials // 3)]
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in systems}
     ratios = []
     with tempfile.TemporaryDirectory() as temporary:
         for turn in range(given.rounds):
-            for name, command in (
-                ("ghm", [*us, "FOLDER", str(given.trials), "1", "0"]),
-                ("hydra-optuna-sweeper 1.4.0rc3", [official, others, "official", "FOLDER", str(given.trials)]),
-                ("Ray Tune", [sys.executable, others, "tune", "FOLDER", str(given.trials // 3)]),
-                ("Optuna alone", [sys.executable, others, "plain", "FOLDER", str(given.trials)]),
-            ):
-                folder = Path(temporary, f"{turn}-{len(found)}-{name.split()[0]}")
-                place = [str(folder) if word == "FOLDER" else word for word in command]
-                found.setdefault(name, []).append(measure(place, folder))
+            for number, (name, command) in enumerate(systems.items()):
+                folder = Path(temporary, f"{turn}-{number}")
+                found[name].append(measure([folder if word == "FOLDER" else word for word in command], folder))
             folder = Path(temporary, f"{turn}-slots")
-            measure([*us, str(folder), "20", "2", "-1"], folder)
+            measure([*us, str(folder), str(given.turns), "2", "-1"], folder)
             starts, ends = ([float(x) for x in (folder / name).read_text().split()] for name in ("starts", "ends"))
-            ratios.append((max(ends) - min(starts)) / ideal(20, 2))
-    show(found, ratios)
+            ratios.append((max(ends) - min(starts)) / ideal(given.turns, 2))
+    show(
+        {name: sorted(turns, key=lambda turn: turn["trial"])[len(turns) // 2] for name, turns in found.items()}, ratios
+    )
 
 
-def show(found: dict[str, list[dict[str, Any]]], ratios: list[float]) -> None:
-    table = Table("a trial that does nothing, ms", "in all", *PARTS)
-    for name, turns in found.items():
-        [middle] = sorted(turns, key=lambda turn: turn["trial"])[len(turns) // 2 :][:1]
+def show(found: dict[str, dict[str, Any]], ratios: list[float]) -> None:
+    print(
+        "| a trial that does nothing, ms | in all | " + " | ".join(PARTS) + " |\n|---" + "|---" * (len(PARTS) + 1) + "|"
+    )
+    for name, middle in found.items():
         parts = [f"{middle['parts'][part]:.1f}" if part in middle["parts"] else "" for part in PARTS]
-        table.add_row(name, f"{middle['trial']:.0f}", *parts)
-    console = Console()
-    console.print(table)
-    console.print(f"Two slots, trials of {SHORT:g} and {LONG:g} s in turn: {statistics.median(ratios):.3f} of ideal")
+        print(f"| {name} | {middle['trial']:.0f} | {' | '.join(parts)} |")
+    print("\n| medians of turns | measured | target |\n|---|---|---|")
+    if RIVAL in found:
+        print(f"| ghm against {RIVAL} | {found['ghm']['trial'] / found[RIVAL]['trial']:.2f} | <= 1.00 |")
+    print(
+        f"| two slots, {SHORT:g} s and {LONG:g} s in turn, against ideal | {statistics.median(ratios):.3f} | <= 1.050 |"
+    )
 
 
 if __name__ == "__main__":
