@@ -45,6 +45,7 @@ class Controller:
     view: View
     rules: Rules
     draining: bool = False
+    _said: bool = False  # that it drains
     _exhausted: bool = False  # no point is left to draw
     _next: tuple[Trial, dict[str, Any]] | None = None  # composed while others run
     _told: dict[int, Answer] = field(default_factory=dict)  # the last answer to each trial that runs
@@ -58,6 +59,9 @@ class Controller:
                 self._start()
             if not self.slots.busy and (self.draining or not self.ledger.count(State.QUEUED)):
                 return
+            if self.draining and not self._said:
+                self._said = True
+                self.view.note(f"ending: {len(self.slots.busy)} trials end with their epoch; Ctrl-C again stops at once")
             self._prepare()
             self.lease.check()
             for event in self.slots.events(seconds=0.5):
@@ -73,9 +77,8 @@ class Controller:
         return whole and not self.ledger.count(State.QUEUED, State.RUNNING)
 
     def drain(self) -> None:
-        """Start nothing more, and stop each trial at the end of its epoch."""
+        """Start nothing more, and stop each trial at the end of its epoch. For signal handlers: it does nothing else."""
         self.draining = True
-        self.view.note(f"ending: {len(self.slots.busy)} trials end with the epoch they are in; again stops at once")
 
     def _prepare(self) -> bool:
         """Have the next trial drawn and composed; whether there is one."""

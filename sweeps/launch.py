@@ -93,9 +93,9 @@ def run_sweep(sweep: Sweep, search: Search, task: Task, compose: Compose, tracke
         if study is None:
             stack.enter_context(connected())
             sweep.resources.check(sweep.n_jobs)
-            study = ledgers.create(storage, sweep.name, sweep.direction, search.space, sweep.folder)
-        ledgers.refuse_other(study, search.space, sweep.direction)
+            study = ledgers.create(storage, sweep.name, sweep.direction, sweep.folder)
         lease = stack.enter_context(Lease(storage, study._study_id, sweep.name, sweep.lease))
+        ledgers.claim(study, search.space, sweep.direction)
         ledger = Ledger(study, search.pruner)
         total = search.total(ledger, sweep.n_trials)
         rules = Rules(total, sweep.max_failure_rate, sweep.max_attempts, sweep.backoff, sweep.patience)

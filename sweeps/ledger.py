@@ -75,29 +75,26 @@ def find(storage: RDBStorage, name: str) -> Study | None:
     return optuna.load_study(storage=storage, study_name=name) if known else None
 
 
-def create(storage: RDBStorage, name: str, direction: str, space: Space, folder: Path) -> Study:
-    """A new study. ValueError when `folder` holds another's trials."""
+def create(storage: RDBStorage, name: str, direction: str, folder: Path) -> Study:
+    """A new study, or that which another process has just made. ValueError when `folder` holds another's trials."""
     if any(folder.glob("[0-9]*")):
         raise ValueError(
             f"hydra.sweep.dir={folder}: holds trials that the study's storage does not know; "
             "delete the folder, or give another hydra.sweeper.study_name"
         )
-    study = optuna.create_study(storage=storage, study_name=name, direction=direction)
-    study.set_user_attr("searched", _searched(space, direction))
-    return study
+    return optuna.create_study(storage=storage, study_name=name, direction=direction, load_if_exists=True)
 
 
-def refuse_other(study: Study, space: Space, direction: str) -> None:
-    """ValueError for a study that searched something else before."""
-    if study.user_attrs.get("searched") != _searched(space, direction):
+def claim(study: Study, space: Space, direction: str) -> None:
+    """Have a study search this space in this direction. ValueError for one that searched something else before."""
+    searched = json.dumps({"direction": direction, "space": space.fingerprint()})
+    if "searched" not in study.user_attrs and not study.get_trials(deepcopy=False):
+        study.set_user_attr("searched", searched)
+    elif study.user_attrs.get("searched") != searched:
         raise ValueError(
             f"hydra.sweeper.study_name={study.study_name}: holds a sweep over another space, or in another direction; "
             "give the same overrides, or another hydra.sweeper.study_name"
         )
-
-
-def _searched(space: Space, direction: str) -> str:
-    return json.dumps({"direction": direction, "space": space.fingerprint()})
 
 
 class Ledger:

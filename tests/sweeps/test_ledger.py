@@ -36,7 +36,7 @@ def search(*arguments, first=(), sampler=None):
 def opened(storage, searched, name="s"):
     study = ledgers.find(storage, name)
     if study is None:
-        study = ledgers.create(storage, name, "maximize", searched.space, Path("nowhere"))
+        study = ledgers.create(storage, name, "maximize", Path("nowhere"))
     return Ledger(study, searched.pruner)
 
 

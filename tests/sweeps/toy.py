@@ -44,7 +44,7 @@ def with_failures(name: str, count: int) -> None:
     folder, storage = Path("runs/sweeps") / name, open_storage(None, Path("runs"))
     space = parse([f"seed=range(0,{count})"], {}, {}, LOADER)
     search = Search(space, lambda number, again: optuna.samplers.RandomSampler(), optuna.pruners.NopPruner())
-    ledger = Ledger(ledgers.create(storage, name, "maximize", space, folder))
+    ledger = Ledger(ledgers.create(storage, name, "maximize", folder))
     for number in range(count):
         ledger.queue(search.draw(ledger, count))
         ledger.start(number)
