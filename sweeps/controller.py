@@ -59,9 +59,7 @@ class Controller:
                 self._start()
             if not self.slots.busy and (self.draining or not self.ledger.count(State.QUEUED)):
                 return
-            if self.draining and not self._said:
-                self._said = True
-                self.view.note(f"ending: {len(self.slots.busy)} trials end with their epoch; Ctrl-C again stops at once")
+            self._say_draining()
             self._prepare()
             self.lease.check()
             for event in self.slots.events(seconds=0.5):
@@ -77,8 +75,13 @@ class Controller:
         return whole and not self.ledger.count(State.QUEUED, State.RUNNING)
 
     def drain(self) -> None:
-        """Start nothing more, and stop each trial at the end of its epoch. For signal handlers: it does nothing else."""
+        """Start nothing more, and stop each trial at the end of its epoch. Nothing else, as signal handlers call it."""
         self.draining = True
+
+    def _say_draining(self) -> None:
+        if self.draining and not self._said:
+            self._said = True
+            self.view.note(f"ending: {len(self.slots.busy)} trials end with the epoch they are in; again stops at once")
 
     def _prepare(self) -> bool:
         """Have the next trial drawn and composed; whether there is one."""
