@@ -12,7 +12,7 @@ from rich.console import Console
 from ghm.failure import Failed
 from ghm.paths import CONF
 from ghm.report import page, sweep
-from ghm.tracking import Away, Spool, Tracker
+from ghm.tracking import SPOOL, Away, Spool, Tracker, waiting
 
 
 def main() -> None:
@@ -45,10 +45,15 @@ def report(config: DictConfig) -> None:
 
 def after_sweep(config: DictConfig, gaps: Failed | None) -> None:
     """The report of a sweep that has just ended. Failed where it lacks points, as `gaps` says, or learned nothing."""
+    folder = Path(config.hydra.sweep.dir).resolve()
+    late = [path.parent for path in folder.rglob(SPOOL) if waiting(path.parent)]
     try:
+        if late:  # a report would be of a part
+            raise Away(f"the records of {len(late)} runs wait on disk")
         report(config)
     except Away as error:  # the sweep is done, whoever is away
-        print(f"ghm: no report yet, MLflow does not answer ({error}); ghm report makes it later", file=sys.stderr)
+        said = f"ghm: no report yet, MLflow has not taken all ({error}); ghm sync sends it, and ghm report makes one"
+        print(said, file=sys.stderr)
     except (Failed, ValueError):
         if gaps is None:
             raise

@@ -57,7 +57,7 @@ def _all(names: list[str], points: int, seed: int) -> int:
             for one in damages:
                 console.print(f"  {one}", markup=False, highlight=False)
             if damages and (log := Path(folder, name, "log.txt")).exists():
-                console.print(log.read_text()[-4000:], markup=False, highlight=False)
+                console.print(log.read_text()[-2000:], markup=False, highlight=False)
     table = Table("case", "faults", "trials lost", "doubled", "wrong", "epochs repeated", "seconds")
     for result in results:
         counts = [str(len(result[kind])) for kind in ("lost", "doubled", "wrong")]

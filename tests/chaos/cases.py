@@ -105,7 +105,7 @@ def worker_stopped(given: Given) -> Done:
 
 def controller_stopped(given: Given) -> Done:
     """SIGSTOP of the command while a second one takes over; then the first goes on, and has to give up."""
-    sweep = given.sweep(6, "hydra.sweeper.patience=10")
+    sweep = given.sweep(30, "hydra.sweeper.patience=10")
     first = sweep.start()
     wait_until(lambda: sweep.epochs() > 2, first)
     first.send_signal(signal.SIGSTOP)
@@ -121,7 +121,7 @@ def controller_stopped(given: Given) -> Done:
 
 def two_controllers(given: Given) -> Done:
     """The same command a second time while the first runs."""
-    sweep = given.sweep(4)
+    sweep = given.sweep(30)
     first = sweep.start()
     wait_until(lambda: sweep.epochs() > 0, first)
     second = sweep.start()
@@ -136,7 +136,7 @@ def memory_gone(given: Given) -> Done:
     """Another program eats the memory until Ray kills what trains."""
     used = 1 - _available() / _memory()
     limits = {"RAY_memory_usage_threshold": f"{used + 0.2:.3f}", "RAY_memory_monitor_refresh_ms": "100"}
-    sweep = given.sweep(4, **limits)
+    sweep = given.sweep(16, **limits)
     process = sweep.start()
     wait_until(lambda: sweep.epochs() > 1 and slots(), process)
     eats = f"x = bytearray({int(0.25 * _memory())}); x[::4096] = b'1' * len(x[::4096]); input()"
@@ -151,8 +151,8 @@ def memory_gone(given: Given) -> Done:
 
 
 def database_locked(given: Given) -> Done:
-    """Another program holds the study's database for twenty seconds, three times as long as SQLite waits."""
-    sweep = given.sweep(4)
+    """Another program holds the study's database for twenty seconds, four times as long as SQLite waits."""
+    sweep = given.sweep(16)
     process = sweep.start()
     wait_until(lambda: sweep.epochs() > 1, process)
     lock = sqlite3.connect(sweep.folder / "runs" / "optuna.db", timeout=60)
@@ -165,10 +165,10 @@ def database_locked(given: Given) -> Done:
 
 def disk_full(given: Given) -> Done:
     """A small disk that is full for ten seconds, with the checkpoints, the study and MLflow on it."""
-    sweep = given.sweep(4, "hydra.sweeper.max_attempts=6", "hydra.sweeper.backoff=1")
+    sweep = given.sweep(16, "hydra.sweeper.max_attempts=6", "hydra.sweeper.backoff=1")
     disk = sweep.folder / "runs"
     disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=80m", "tmpfs", disk], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400m", "tmpfs", disk], check=True)
     process = sweep.start()
     wait_until(lambda: sweep.epochs() > 1, process)
     with (disk / "filler").open("wb", buffering=0) as filler:
@@ -189,19 +189,19 @@ def tracker_fails(given: Given) -> Done:
     """A tracking server that answers with errors, resets and delays, and is away for a minute."""
     wanted = 100
     with tracking_server(given.folder / "server") as server, Proxy(server, given.random) as proxy:
-        sweep = given.sweep(16, MLFLOW_TRACKING_URI=proxy.address)
+        sweep = given.sweep(30, MLFLOW_TRACKING_URI=proxy.address)
         process = sweep.start()
         wait_until(lambda: sweep.epochs() > 0, process)
         proxy.faults = wanted
         wait_until(lambda: sweep.epochs() > 8, process)
         proxy.away_until = time.monotonic() + 60
         sweep.finish(process)
-        deadline = time.monotonic() + 180
+        deadline = time.monotonic() + 60
         while proxy.faults > 0 and time.monotonic() < deadline:  # what is left of them meets `ghm sync`
             subprocess.run([*_GHM_SYNC], cwd=sweep.folder, env=sweep.environment, capture_output=True)
-        proxy.faults, proxy.away_until = 0, 0.0
+        injected, proxy.faults, proxy.away_until = wanted - proxy.faults, 0, 0.0
         subprocess.run([*_GHM_SYNC], cwd=sweep.folder, env=sweep.environment, check=True, capture_output=True)
-        return wanted + 1, sweep.damage(given.twin, proxy.tracker())
+        return injected + 1, sweep.damage(given.twin, proxy.tracker())
 
 
 def interrupted(given: Given) -> Done:
@@ -226,7 +226,7 @@ def interrupted(given: Given) -> Done:
 
 def terminal_lost(given: Given) -> Done:
     """SIGHUP to the whole session, as when an ssh connection breaks: a drain."""
-    sweep = given.sweep(6)
+    sweep = given.sweep(16)
     process = sweep.start()
     wait_until(lambda: sweep.epochs() > 2, process)
     os.killpg(process.pid, signal.SIGHUP)
