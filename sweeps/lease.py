@@ -85,16 +85,20 @@ class Lease:
         return who | {"beat": self._beat, "until": self._now() + 2 * self.period}
 
     def _renew(self) -> None:
+        said = False
         while not self._ended.wait(self.period / 3):
             try:
                 held = self._read()
                 self._refuse_overtaken(held)
                 self._swap(held, self._mine())
+                said = False
             except LeaseLost as error:
                 self._lost = error
                 return
             except SQLAlchemyError as error:  # the storage may come back before anyone takes over
-                log.warning("%s: its lease could not be renewed (%s)", self._study(), str(error).splitlines()[0])
+                if not said:
+                    log.warning("%s: its lease could not be renewed (%s)", self._study(), str(error).splitlines()[0])
+                said = True
 
     def _fence(self, connection: Any) -> None:
         """Within each transaction, before it counts: PostgreSQL keeps the row until then, SQLite the database."""

@@ -37,7 +37,7 @@ def main() -> None:
 
 def _all(names: list[str], points: int, seed: int) -> int:
     """Run the cases one after another; 0 if they left no damage."""
-    console, results = Console(), []
+    console, results = Console(width=max(Console().width, 110)), []
     with tempfile.TemporaryDirectory(prefix="ghm-chaos-") as folder:
         for name in ["twin", *names]:
             command = [sys.executable, "-m", "tests.chaos", "--inside", folder]

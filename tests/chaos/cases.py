@@ -109,9 +109,9 @@ def controller_stopped(given: Given) -> Done:
     first = sweep.start()
     wait_until(lambda: sweep.epochs() > 2, first)
     first.send_signal(signal.SIGSTOP)
+    started = sweep.log.read_text().count(" started")
     second = sweep.start()
-    before = sweep.epochs()
-    wait_until(lambda: sweep.epochs() > before, second)
+    wait_until(lambda: sweep.log.read_text().count(" started") > started, second)
     first.send_signal(signal.SIGCONT)
     damage = _finished(sweep, given, second)
     if first.wait(timeout=60) != 1 or not sweep.said("what it still wanted to write was refused"):
@@ -165,10 +165,10 @@ def database_locked(given: Given) -> Done:
 
 def disk_full(given: Given) -> Done:
     """A small disk that is full for ten seconds, with the checkpoints, the study and MLflow on it."""
-    sweep = given.sweep(16, "hydra.sweeper.max_attempts=6", "hydra.sweeper.backoff=1")
+    sweep = given.sweep(8, "hydra.sweeper.max_attempts=6", "hydra.sweeper.backoff=1")
     disk = sweep.folder / "runs"
     disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400m", "tmpfs", disk], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=800m", "tmpfs", disk], check=True)
     process = sweep.start()
     wait_until(lambda: sweep.epochs() > 1, process)
     with (disk / "filler").open("wb", buffering=0) as filler:
