@@ -19,12 +19,14 @@ from ghm.failure import Failed
 from ghm.secrets import hidden
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
-VERBS = ("train", "report", "retry", "evaluate", "sync", "data check", "data fetch")  # each a file in ghm/verbs/
+# Each a file in ghm/verbs/.
+VERBS = ("train", "submit", "report", "retry", "evaluate", "sync", "data check", "data fetch")
 
 USAGE = """usage: ghm <verb> [overrides]
 
   ghm train [overrides]           one training run             ghm train loss=focal epochs=20
   ghm train -m [overrides]        a sweep                      ghm train -m +sweep=demo
+  ghm submit -- train ...         the same on a Ray cluster    ghm submit -- train -m +sweep=demo
   ghm report [overrides]          a sweep's table and page     ghm report +sweep=demo
   ghm retry NAME [TRIAL...]       failed trials of a sweep, queued again for its own command
   ghm evaluate checkpoint=PATH    numbers and figures          ghm evaluate checkpoint=runs/single/RUN/best.pt
@@ -43,19 +45,19 @@ def main(words: list[str] | None = None) -> None:
     if verb == "data" and rest:
         verb, rest = f"data {rest[0]}", rest[1:]
     asks = {"-h", "--help"} & {verb, *rest}
-    if verb == "help" or (asks and verb != "train"):
+    if verb == "help" or (asks and verb not in ("train", "submit")):
         print(USAGE)
         return
     if verb not in VERBS:
         _stop(BAD_INPUT, f"unknown verb {verb!r}: use one of {', '.join(VERBS)}")
     for name in ("ray.train", "mlflow.store", "alembic", "urllib3"):  # a run says it better
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     before = _end_orderly_when_signalled()
     full_error = os.environ.get("HYDRA_FULL_ERROR")
     # Hydra would print and exit 1 by itself; here it has to raise, so that each kind gets its own line and code.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        flags, overrides = ([], rest) if verb == "data fetch" else arguments.read(rest)
+        flags, overrides = ([], rest) if verb in ("data fetch", "submit") else arguments.read(rest)
         sys.argv = [f"ghm {verb}", *flags, *overrides]
         importlib.import_module(f"ghm.verbs.{verb.replace(' ', '_')}").main()
     except (KeyboardInterrupt, Exception) as error:

@@ -1,6 +1,7 @@
 """What a run depended on: the commit of this source, the versions of its packages, its settings."""
 
 import importlib.metadata
+import json
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,16 +11,33 @@ from omegaconf import DictConfig, OmegaConf
 
 from ghm.secrets import without_secrets
 
+SOURCE = "source.json"  # beside this file, in code that was packed up: what `source` says
+MOST = 1_000_000  # characters of a diff
+_HERE = Path(__file__).resolve().parent
 PACKAGES = ("ghm", "torch", "torchvision", "ray", "hydra-core", "optuna", "mlflow", "pycocotools", "numpy")
 
 
-def commit() -> str:
-    """The commit of this source tree, marked "-dirty" when files differ from it; "unknown" outside of git."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+def source() -> dict[str, str]:
+    """The commit of this source tree, marked "-dirty" when files differ from it, and how they differ.
+
+    "unknown" and nothing outside of git. Code that was packed up has both with it.
+    """
+    packed = _HERE / SOURCE
+    if packed.exists():
+        found: dict[str, str] = json.loads(packed.read_text())
+        return found
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        return {
+            "commit": _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*").strip(),
+            "diff": _git("diff", "HEAD", "--", "ghm", "sweeps", "conf")[:MOST],
+        }
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return {"commit": "unknown", "diff": ""}
+
+
+def _git(*words: str) -> str:
+    command = ["git", "-C", str(_HERE.parent), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def packages() -> dict[str, str]:

@@ -90,11 +90,11 @@ def _claim(job: Job) -> None:
 
 def _describe(spool: Spool, job: Job, cfg: DictConfig) -> None:
     """Record all that the run depends on: config, overrides, versions of packages, once."""
-    key, place = job.key, job.place
+    key, place, source = job.key, job.place, provenance.source()
     tags: dict[str, object] = {"sweep.name": key.sweep, "sweep.trial": key.trial, "sweep.params": key.params}
     tags = {name: value for name, value in tags.items() if value is not None}
     tags |= {
-        "mlflow.source.git.commit": provenance.commit(),
+        "mlflow.source.git.commit": source["commit"],
         "dir": place.folder,
         "settings": job.settings.fingerprint,
         "attempt": key.attempt,
@@ -104,6 +104,8 @@ def _describe(spool: Spool, job: Job, cfg: DictConfig) -> None:
         return
     spool.log_text(OmegaConf.to_yaml(cfg, resolve=True), "config/config.yaml")
     spool.log_text(json.dumps(provenance.packages(), indent=2), "config/packages.json")
+    if source["diff"]:
+        spool.log_text(source["diff"], "config/source.diff")
     overrides = place.folder / ".hydra" / "overrides.yaml"
     if overrides.exists():
         spool.log_file(overrides, "config")

@@ -4,9 +4,11 @@ import re
 import shlex
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from ray.job_submission import JobStatus
 
 from tests.coco import write_folder
 from tests.sweeps.toy import with_failures
@@ -66,6 +68,37 @@ def test_every_documented_retry_queues(command, ghm, capsys):
     with_failures(words[1], 6)
     assert ghm(*words) == 0
     assert capsys.readouterr().out.startswith("Queued again: ")
+
+
+class Cluster:
+    """What a documented submission needs of one."""
+
+    def submit_job(self, **order):
+        return order["submission_id"] or "drawn"
+
+    def list_jobs(self):
+        return [
+            SimpleNamespace(submission_id="rates", status=JobStatus.RUNNING, metadata={}, entrypoint="", start_time=1)
+        ]
+
+    def get_job_info(self, job):
+        return SimpleNamespace(status=JobStatus.SUCCEEDED, driver_exit_code=0)
+
+    def get_job_status(self, job):
+        return JobStatus.SUCCEEDED
+
+    def stop_job(self, job):
+        pass
+
+    async def tail_job_logs(self, job):
+        yield "epoch 1\n"
+
+
+@pytest.mark.parametrize("command", commands(".venv/bin/ghm submit"))
+def test_every_documented_submission_is_accepted(command, ghm, monkeypatch):
+    monkeypatch.setenv("WANDB_TEAM", "us")
+    monkeypatch.setattr("ghm.verbs.submit.connect", lambda address: Cluster())
+    assert ghm(*shlex.split(command)[1:]) == 0
 
 
 OTHERS = [line for verb in ("evaluate", "data", "sync") for line in commands(f".venv/bin/ghm {verb}")]

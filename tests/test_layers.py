@@ -46,6 +46,9 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
         },
         {"torch", "ray"},
     ),
+    "ghm/submission.py": ({"ghm.paths", "ghm.provenance", "ghm.secrets"}, set()),
+    "ghm/submitted.py": ({"ghm.cli"}, set()),
+    "ghm/verbs/submit.py": ({"ghm.failure", "ghm.submission"}, {"ray", "rich"}),
     "ghm/group.py": ({"ghm.failure", "ghm.job", "ghm.tracking", "ghm.worker"}, {"ray", "torch"}),
     "ghm/run.py": (
         {

@@ -1,0 +1,97 @@
+"""Run in a process namespace of its own: a Ray of two CPUs, and commands submitted to it. Prints what came of them."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from ghm.tracking import Spool
+from tests.chaos import namespace
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+PORT, DASHBOARD = 6411, "http://127.0.0.1:8411"
+SMALL = ["epochs=1", "data.train_images=4", "data.val_images=4", "data.image_size=64", "batch_size=4", "device=cpu"]
+PASSWORD = "hunter2"
+
+
+def main(folder: Path) -> None:
+    environment = os.environ | {"RAY_AUTH_MODE": "disabled", "PATH": f"{BIN}:{os.environ['PATH']}"}
+    environment |= {"RAY_API_SERVER_ADDRESS": DASHBOARD, "OMP_NUM_THREADS": "1", "MLFLOW_SECRET": PASSWORD}
+    start = [BIN / "ray", "start", "--head", f"--port={PORT}", "--dashboard-port=8411", "--num-cpus=2"]
+    # Where paths are short: Ray's sockets lie there.
+    with tempfile.TemporaryDirectory(prefix="ray-") as place:
+        _submit(folder, [*start, f"--temp-dir={place}"], environment)
+
+
+def _submit(folder: Path, start: list[Path | str], environment: dict[str, str]) -> None:
+    subprocess.run(start, env=environment, check=True, capture_output=True)
+    code, work = folder / "code", folder / "work"
+    work.mkdir()
+    for name in ("ghm", "sweeps", "conf"):
+        shutil.copytree(ROOT / name, code / name)
+
+    def ghm(*words: str) -> subprocess.CompletedProcess[str]:
+        # As from a checkout of its own, which the installed code must not come before.
+        paths = environment | {"PYTHONPATH": f"{code}:{code}/sweeps"}
+        command = [sys.executable, "-m", "ghm", *words]
+        return subprocess.run(command, cwd=work, env=paths, capture_output=True, text=True)
+
+    sweep = ["train", "-m", *SMALL, "figures=false", "loss=focal"]
+    deadline = time.monotonic() + 60
+    while ghm("submit", "--list").returncode and time.monotonic() < deadline:
+        time.sleep(1)
+    first = ghm("submit", "--name", "first", "--", *sweep, "hydra.sweeper.study_name=first")
+    _change(code / "sweeps" / "view.py", " started{", " BEGUN{")  # in the controller
+    _change(code / "ghm" / "provenance.py", '"numpy")', '"numpy", "pip")')  # in the slot
+    second = ghm("submit", "--name", "second", "--", *sweep, "hydra.sweeper.study_name=second")
+    wrong = ghm("submit", "--name", "wrong", "--", "train", "nonsense=1")
+    listed = ghm("submit", "--list").stdout
+    public = json.dumps([vars(about) | {"info": str(about)} for about in _jobs(environment)], default=str)
+    print(
+        json.dumps(
+            {
+                "codes": [ended.returncode for ended in (first, second, wrong)],
+                "begun": ["BEGUN" in ended.stdout for ended in (first, second)],
+                "packages": [_packages(work, name) for name in ("first", "second")],
+                "said": wrong.stdout[-300:],
+                "listed": sorted(re.findall(r"(first|second|wrong) *│ (\w+)", listed)),
+                "leaked": PASSWORD in public + first.stdout + listed,
+                "tail": (first.stdout + first.stderr)[-1500:],
+            }
+        ),
+        flush=True,
+    )
+
+
+def _change(file: Path, old: str, new: str) -> None:
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new))
+
+
+def _packages(work: Path, name: str) -> bool:
+    """Whether the trial recorded the version of a package that only the changed code asks for."""
+    entries = Spool(work / "runs" / "sweeps" / name / "0000").entries()
+    [text] = [entry["text"] for entry in entries if entry.get("path") == "config/packages.json"]
+    return "pip" in json.loads(text)
+
+
+def _jobs(environment: dict[str, str]) -> list[object]:
+    os.environ.update(environment)
+    from ray.job_submission import JobSubmissionClient
+
+    jobs: list[object] = JobSubmissionClient(DASHBOARD).list_jobs()
+    return jobs
+
+
+if __name__ == "__main__":
+    try:
+        main(Path(sys.argv[1]))
+    finally:
+        namespace.end_all()
