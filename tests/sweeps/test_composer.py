@@ -56,7 +56,7 @@ def test_a_file_that_is_edited_meanwhile_changes_no_later_trial(tmp_path):
     (tmp_path / "loss").mkdir()
     for name, value in (("one", 1), ("two", 2)):
         Path(tmp_path, "loss", f"{name}.yaml").write_text(f"value: {value}\n")
-    Path(tmp_path, "train.yaml").write_text("defaults:\n  - loss: one\nseed: 0\n")
+    Path(tmp_path, "train.yaml").write_text("defaults:\n  - loss: one\n  - _self_\nseed: 0\n")
     own = loader(tmp_path)
     cfg = own.load_configuration("train", [], RunMode.MULTIRUN)
     HydraConfig.instance().set_config(cfg)

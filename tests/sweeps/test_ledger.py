@@ -209,3 +209,26 @@ def test_failed_trials_are_queued_again_and_others_are_not(storage):
     assert [trial.state for trial in trials] == [State.DONE, State.QUEUED, State.QUEUED]
     assert [(trial.attempt, trial.error, trial.spent) for trial in trials[1:]] == [(1, "", False)] * 2
     assert trials[1].epochs == {1: 0.5}
+
+
+def test_a_finite_space_that_was_begun_with_fewer_trials_is_completed(storage):
+    searched = search("x=0,1,2,3")
+    begun = fill(opened(storage, searched), searched, 2)
+    assert fill(opened(storage, searched), searched, 20)[:2] == begun
+    assert sorted(point["x"] for point in fill(opened(storage, searched), searched, 20)) == [0, 1, 2, 3]
+
+
+def test_a_study_of_another_space_or_direction_is_left_alone(storage):
+    study = ledgers.create(storage, "s", "maximize", Path("nowhere"))
+    ledgers.claim(study, search("x=0,1").space, "maximize")
+    ledgers.claim(study, search("x=0,1").space, "maximize")
+    for space, direction in (("x=0,2", "maximize"), ("x=0,1", "minimize")):
+        with pytest.raises(ValueError, match="study_name=s: holds a sweep over another space"):
+            ledgers.claim(study, search(space).space, direction)
+
+
+def test_trials_of_another_study_are_not_taken_for_a_new_ones(storage, tmp_path):
+    (tmp_path / "0000").mkdir()
+    with pytest.raises(ValueError, match="holds trials that the study's storage does not know"):
+        ledgers.create(storage, "s", "maximize", tmp_path)
+    assert ledgers.find(storage, "s") is None
