@@ -1,6 +1,5 @@
 """The loop of a sweep: it starts what is due, hears what happens, and has it written down. No barrier, no batch."""
 
-import logging
 import time
 import traceback
 from collections.abc import Callable
@@ -23,8 +22,6 @@ from sweeps.view import View
 
 # Makes a trial's config of its number, what was drawn, its label, and what it has to know of its sweep.
 Compose = Callable[[int, dict[str, Any], str, dict[str, Any]], dict[str, Any]]
-
-log = logging.getLogger(__name__)
 
 
 class SweepFailed(Failed):
@@ -138,9 +135,9 @@ class Controller:
             self.record.failure(trial, label(trial.params))
         self.view.ended(self.ledger, trial)
         if change.state == State.FAILED and not self.draining:
-            self.give_up_if_needed()
+            self._give_up_if_needed()
 
-    def give_up_if_needed(self) -> None:
+    def _give_up_if_needed(self) -> None:
         """SweepFailed where more tasks raised than `max_failure_rate` allows."""
         if failed := policy.failures(self.ledger.trials, self.rules):
             last = failed[-1]

@@ -178,7 +178,7 @@ def _orderly_end(ledger: Ledger, record: Record) -> Iterator[None]:
 
 
 def _refuse_gaps(name: str, search: Search, ledger: Ledger, rules: Rules) -> None:
-    """SweepFailed or Incomplete for a sweep that ended without all of its points."""
+    """Incomplete for a sweep that ended without all of its points."""
     gaps = policy.missing(ledger.trials, search.points(rules.n_trials) is not None)
     if gaps:
         listed = "; ".join(f"trial {gap.number}, {label(gap.params)}: {gap.reason}" for gap in gaps)

@@ -28,14 +28,13 @@ from ghm.job import canonical
 from sweeps.space import Params, Space
 from sweeps.states import State
 
-ATTEMPT, ERROR, SPENT, CANCELLED = "attempt", "error", "attempts_spent", "cancelled"
+ATTEMPT, ERROR, SPENT = "attempt", "error", "attempts_spent"
 STATES = {
     State.QUEUED: TrialState.WAITING,
     State.RUNNING: TrialState.RUNNING,
     State.DONE: TrialState.COMPLETE,
     State.PRUNED: TrialState.PRUNED,
     State.FAILED: TrialState.FAIL,
-    State.CANCELLED: TrialState.FAIL,
 }
 PATIENCE = 300  # seconds for which a locked database, or a full disk under it, is tried again
 
@@ -190,8 +189,7 @@ class Ledger:
 
     def end(self, number: int, state: State, value: float | None = None, error: str = "", spent: bool = False) -> None:
         """A trial has ended. FAILED with what it ended of."""
-        about = {ERROR: error[-4000:], SPENT: spent, CANCELLED: state == State.CANCELLED}
-        for key, said in about.items():
+        for key, said in ((ERROR, error[-4000:]), (SPENT, spent)):
             if said:
                 self._write("set_trial_user_attr", number, key, said)
         self._write("set_trial_state_values", number, STATES[state], None if value is None else [value])
@@ -251,7 +249,7 @@ def retry(storage: RDBStorage, study: Study, numbers: list[int]) -> list[Trial]:
         with storage.engine.begin() as connection:
             queued = "UPDATE trials SET state = 'WAITING', datetime_complete = NULL WHERE trial_id = :trial"
             connection.execute(text(queued), {"trial": trial._trial_id})
-        for key, value in ((ATTEMPT, 1), (ERROR, ""), (SPENT, False), (CANCELLED, False)):
+        for key, value in ((ATTEMPT, 1), (ERROR, ""), (SPENT, False)):
             if key in trial.user_attrs:
                 storage.set_trial_user_attr(trial._trial_id, key, value)
     return [_trial(trial) for trial in chosen]
@@ -266,12 +264,11 @@ def _in_memory(frozen: FrozenTrial) -> FrozenTrial:
 
 def _trial(frozen: FrozenTrial) -> Trial:
     attributes = frozen.user_attrs
-    states = {optuna_state: state for state, optuna_state in STATES.items() if state != State.CANCELLED}
-    state = State.CANCELLED if attributes.get(CANCELLED) else states[frozen.state]
+    states = {there: here for here, there in STATES.items()}
     return Trial(
         frozen.number,
         frozen.params or dict(frozen.system_attrs.get("fixed_params", {})),
-        state,
+        states[frozen.state],
         attributes.get(ATTEMPT, 1),
         dict(frozen.intermediate_values),
         frozen.value if frozen.state.is_finished() else None,

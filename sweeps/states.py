@@ -17,10 +17,6 @@ class State(StrEnum):
     FAILED = "failed"
     CANCELLED = "cancelled"  # ended by hand, without a result
 
-    @property
-    def ended(self) -> bool:
-        return self not in (State.QUEUED, State.RUNNING)
-
 
 class Answer(StrEnum):
     """To a report of an epoch. After all but GO_ON the run ends, its last checkpoint being kept."""

@@ -122,7 +122,7 @@ class View:
 
     def _line(self, text: str) -> None:
         if self._live is None:
-            self.console.print(text, highlight=False, soft_wrap=True)
+            self.note(text)
 
 
 def _clock(seconds: float) -> str:

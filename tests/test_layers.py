@@ -47,7 +47,7 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
         {"torch", "ray"},
     ),
     "ghm/submission.py": ({"ghm.paths", "ghm.provenance", "ghm.secrets"}, set()),
-    "ghm/submitted.py": ({"ghm.cli"}, set()),
+    "ghm/submitted.py": ({"ghm.cli", "ghm.submission"}, set()),
     "ghm/verbs/submit.py": ({"ghm.failure", "ghm.submission"}, {"ray", "rich"}),
     "ghm/group.py": ({"ghm.failure", "ghm.job", "ghm.tracking", "ghm.worker"}, {"ray", "torch"}),
     "ghm/run.py": (

@@ -13,6 +13,14 @@ from ghm.paths import CONF
 from ghm.provenance import record
 
 
+def of_sweep(overrides: list[str]) -> DictConfig:
+    """The config of a sweep that is not run now, with Hydra's own node."""
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        config = hydra.compose("train", overrides, return_hydra_config=True)
+    HydraConfig.instance().set_config(config)
+    return config
+
+
 def run(task: Callable[[DictConfig], Any], config: str) -> Any:
     """Return what the task returns, or raise what it raises; None where `--cfg` or `--info` only show the config."""
     errors: list[BaseException] = []

@@ -3,16 +3,14 @@
 import sys
 from pathlib import Path
 
-import hydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 from rich.console import Console
 
 from ghm.failure import Failed
-from ghm.paths import CONF
 from ghm.report import page, sweep
 from ghm.tracking import SPOOL, Away, Spool, Tracker, waiting
+from ghm.verbs import composed
 
 
 def main() -> None:
@@ -20,10 +18,7 @@ def main() -> None:
     given = [word for word in sys.argv[1:] if word not in ("-m", "--multirun")]
     overrides = OverridesParser.create().parse_overrides(given)
     plain = [str(override.input_line) for override in overrides if not override.is_sweep_override()]
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        config = hydra.compose("train", plain, return_hydra_config=True)
-    HydraConfig.instance().set_config(config)
-    report(config)
+    report(composed.of_sweep(plain))
 
 
 def report(config: DictConfig) -> None:

@@ -4,11 +4,9 @@ import shlex
 import sys
 from pathlib import Path
 
-import hydra
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from ghm.paths import CONF
+from ghm.verbs import composed
 
 
 def main() -> None:
@@ -20,10 +18,7 @@ def main() -> None:
     for trial in trials:
         if not trial.isdecimal():
             raise ValueError(f"{trial}: is no number of a trial; write ghm retry {name} [TRIAL...]")
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        study = f"hydra.sweeper.study_name={shlex.quote(name)}"
-        config = hydra.compose("train", [study, *overrides], return_hydra_config=True)
-    HydraConfig.instance().set_config(config)
+    config = composed.of_sweep([f"hydra.sweeper.study_name={shlex.quote(name)}", *overrides])
     retry(config, [int(trial) for trial in trials])
 
 

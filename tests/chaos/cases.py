@@ -5,9 +5,9 @@ import random
 import signal
 import sqlite3
 import subprocess
-import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,9 +55,8 @@ def each_once(given: Given) -> Done:
 
 def controller_killed(given: Given) -> Done:
     """kill -9 of the command at random moments, and the same command again."""
-    sweep = given.sweep(30)
-    kills = 20
-    for _ in range(kills):
+    sweep, kills = given.sweep(30), 0
+    for _ in range(20):
         process, before = sweep.start(), sweep.epochs()
         # From the middle of its start to a few epochs later.
         reached = before + given.random.randrange(0, 8)
@@ -66,6 +65,7 @@ def controller_killed(given: Given) -> Done:
         if process.poll() is not None:
             break
         kill(process)
+        kills += 1
     return kills, _finished(sweep, given)
 
 
@@ -171,12 +171,9 @@ def disk_full(given: Given) -> Done:
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=800m", "tmpfs", disk], check=True)
     process = sweep.start()
     wait_until(lambda: sweep.epochs() > 1, process)
-    with (disk / "filler").open("wb", buffering=0) as filler:
-        try:
-            while True:
-                filler.write(bytes(2**16))
-        except OSError:
-            pass
+    with (disk / "filler").open("wb", buffering=0) as filler, suppress(OSError):
+        while True:
+            filler.write(bytes(2**16))
     time.sleep(10)
     (disk / "filler").unlink()
     damage = _finished(sweep, given, process)
@@ -198,9 +195,9 @@ def tracker_fails(given: Given) -> Done:
         sweep.finish(process)
         deadline = time.monotonic() + 60
         while proxy.faults > 0 and time.monotonic() < deadline:  # what is left of them meets `ghm sync`
-            subprocess.run([*_GHM_SYNC], cwd=sweep.folder, env=sweep.environment, capture_output=True)
+            sweep.sync()
         injected, proxy.faults, proxy.away_until = wanted - proxy.faults, 0, 0.0
-        subprocess.run([*_GHM_SYNC], cwd=sweep.folder, env=sweep.environment, check=True, capture_output=True)
+        sweep.sync().check_returncode()
         return injected + 1, sweep.damage(given.twin, proxy.tracker())
 
 
@@ -269,7 +266,6 @@ CASES: dict[str, Callable[[Given], Done]] = {
         group_worker_killed,
     )
 }
-_GHM_SYNC = (str(Path(sys.executable).parent / "ghm"), "sync")
 
 
 def _finished(sweep: Sweep, given: Given, process: subprocess.Popen[bytes] | None = None) -> Damage:

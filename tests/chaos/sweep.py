@@ -74,8 +74,8 @@ class Sweep:
         """Let it come to its end; its exit code."""
         return (process or self.start()).wait(timeout=seconds)
 
-    def retry(self) -> None:
-        subprocess.run([GHM, "retry", "s"], cwd=self.folder, env=self.environment, check=True, capture_output=True)
+    def sync(self) -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run([GHM, "sync"], cwd=self.folder, env=self.environment, capture_output=True)
 
     def said(self, text: str) -> bool:
         return text in self.log.read_text(errors="replace")

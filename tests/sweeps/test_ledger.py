@@ -47,14 +47,19 @@ def fill(ledger, searched, n_trials):
     return [trial.params for trial in ledger.trials]
 
 
+def filled(storage, searched, n_trials):
+    ledger = opened(storage, searched)
+    fill(ledger, searched, n_trials)
+    return ledger
+
+
 def stored(storage):
     return optuna.load_study(study_name="s", storage=storage).trials
 
 
 def test_a_trial_is_stored_as_it_lives(storage):
     searched = search("x=interval(0.0,1.0)")
-    ledger = opened(storage, searched)
-    fill(ledger, searched, 3)
+    ledger = filled(storage, searched, 3)
     for number in range(3):
         ledger.start(number)
     ledger.report(0, 1, 0.25)
@@ -73,8 +78,7 @@ def test_a_trial_is_stored_as_it_lives(storage):
 
 def test_what_a_dead_controller_ran_is_queued_with_its_number_its_attempt_and_its_epochs(storage):
     searched = search("x=interval(0.0,1.0)")
-    ledger = opened(storage, searched)
-    fill(ledger, searched, 2)
+    ledger = filled(storage, searched, 2)
     ledger.start(0)
     ledger.requeue(0, 2)
     ledger.start(0)
@@ -164,8 +168,7 @@ def test_a_trial_queued_by_hand_is_completed(storage):
 def test_a_locked_database_is_waited_for(tmp_path):
     storage = open_storage(None, tmp_path)
     searched = search("x=interval(0.0,1.0)")
-    ledger = opened(storage, searched)
-    fill(ledger, searched, 1)
+    ledger = filled(storage, searched, 1)
     storage.engine.dispose()
     lock = sqlite3.connect(tmp_path / "optuna.db", check_same_thread=False)
     lock.execute("BEGIN EXCLUSIVE")
@@ -179,8 +182,7 @@ def test_a_locked_database_is_waited_for(tmp_path):
 def test_what_a_pruner_notes_of_a_trial_outlives_its_controller(storage):
     searched = search("x=interval(0.0,1.0)")
     searched = Search(searched.space, searched.make_sampler, optuna.pruners.SuccessiveHalvingPruner(min_resource=1))
-    ledger = opened(storage, searched)
-    fill(ledger, searched, 2)
+    ledger = filled(storage, searched, 2)
     verdicts = []
     for number, value in ((0, 1.0), (1, 0.0)):
         ledger.start(number)
@@ -192,8 +194,7 @@ def test_what_a_pruner_notes_of_a_trial_outlives_its_controller(storage):
 
 def test_failed_trials_are_queued_again_and_others_are_not(storage):
     searched = search("x=0,1,2")
-    ledger = opened(storage, searched)
-    fill(ledger, searched, 3)
+    ledger = filled(storage, searched, 3)
     for number in range(3):
         ledger.start(number)
         ledger.report(number, 1, 0.5)
