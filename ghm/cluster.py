@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import grpc
 import ray
 from ray._private.services import canonicalize_bootstrap_address  # where `ray.init` looks, which it does not tell
+from ray._private.state import state  # Ray Train itself asks it how far a cluster may grow
 
 STORE = 200 * 2**20  # bytes of shared memory of a Ray of its own: what passes through it is small
 ANSWER = 4.0  # seconds; Ray itself would wait for minutes
@@ -61,17 +62,23 @@ def _ignored(number: signal.Signals) -> Iterator[None]:
 
 
 def check_fits(count: int, what: str, cpus: float, gpus: float, remedy: str) -> None:
-    """ValueError when `count` times so many CPUs and GPUs are more than the cluster has in all.
+    """ValueError when `count` times so many CPUs and GPUs are more than the cluster has in all, or may grow to.
 
     `what` names the setting, `remedy` what else to lower, with {kind} for cpus or gpus.
     """
     for kind, each in (("CPU", cpus), ("GPU", gpus)):
-        there = ray.cluster_resources().get(kind, 0)
+        there = _most(kind)
         if count * each > there:
             raise ValueError(
                 f"{what}={count}: {count} times {each:g} {kind} do not fit the {there:g} of this Ray cluster; "
                 f"lower it or {remedy.format(kind=f'{kind.lower()}s')}"
             )
+
+
+def _most(kind: str) -> float:
+    """What the connected cluster has of a resource, or its autoscaler may bring it to."""
+    grown = state.get_max_resources_from_cluster_config() or {}
+    return max(float(ray.cluster_resources().get(kind, 0)), float(grown.get(kind, 0)))
 
 
 def _connect() -> None:

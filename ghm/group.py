@@ -8,10 +8,11 @@ from threading import Thread
 from typing import Any
 
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
 from torch.distributed import DistError
 
+from ghm.carried import carried
 from ghm.failure import Lost, lost
 from ghm.job import Job
 from ghm.tracking import Spool
@@ -21,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 def fit(work: Callable[[dict[str, Any]], dict[str, Any]], job: Job) -> dict[str, Any]:
-    """What `work({"job": job})` returns in rank 0 of the job's workers; their epochs are logged here.
+    """What `work({"job": job, "variables": ...})` returns in rank 0 of the job's workers; their epochs are logged here.
 
     Lost when the group ended through no fault of what it ran.
     """
@@ -30,12 +31,14 @@ def fit(work: Callable[[dict[str, Any]], dict[str, Any]], job: Job) -> dict[str,
     place = job.place
     trainer = TorchTrainer(
         work,
-        train_loop_config={"job": job},
+        train_loop_config={"job": job, "variables": carried()},
         scaling_config=ScalingConfig(
             num_workers=place.workers,
             use_gpu=place.gpus > 0,
             resources_per_worker={"CPU": place.cpus, "GPU": place.gpus},
         ),
+        # Ray would choose NCCL for whatever has a GPU; processors talk over gloo.
+        torch_config=TorchConfig(backend="gloo" if job.settings.device == "cpu" else None),
         run_config=RunConfig(
             name=f"train-{Spool(place.folder).key}-{job.key.start}",
             storage_path=str(place.folder / "ray"),

@@ -72,6 +72,7 @@ class Place:
     keep: int  # newest checkpoints
     figures: bool
     hub: str | None  # Ray actor of the sweep that takes reports
+    shared: bool = True  # whether every node of the cluster sees this folder
 
 
 @dataclass(frozen=True)

@@ -182,7 +182,8 @@ def _check_numbers(cfg: DictConfig) -> None:
     for key in ("channels_last", "compile", "figures"):
         if not isinstance(cfg[key], bool):
             raise ValueError(f"{key}={cfg[key]}: must be true or false")
-    if cfg.device == "cuda" and cfg.scaling.num_workers == 0 and not torch.cuda.is_available():
+    elsewhere = cfg.scaling.num_workers != 0 or (cfg.scaling.slot.gpus and cfg.trial.hub is None)
+    if cfg.device == "cuda" and not elsewhere and not torch.cuda.is_available():
         raise ValueError("device=cuda: torch sees no GPU here; leave it at auto")
 
 

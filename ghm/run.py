@@ -1,9 +1,12 @@
 """One run as the command line and a sweep start it: checked, recorded, handed to Ray Train, and ended orderly."""
 
 import json
+import os
 import traceback
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from ghm import provenance
+from ghm import moved, nodes, provenance
 from ghm.cluster import check_fits, connected
 from ghm.failure import Failed, lost
 from ghm.group import fit
@@ -41,38 +44,70 @@ def train(cfg: DictConfig) -> float:
     cfg = absolute(cfg)
     check(cfg)
     job = Job.of(cfg, start=Spool(Path(cfg.dir)).attempts() + 1)
-    with _cluster(job), _sent(job):
-        _claim(job)
-        spool = Spool(job.place.folder, job.key.start)
-        _describe(spool, job, cfg)
-        try:
-            result = _fit(job)
-        except BaseException as error:
-            if job.key.sweep is not None and lost(error) is not None:
-                raise  # whether it goes on is the sweep's to say
-            interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
-            spool.set_tags({"error": "".join(traceback.format_exception(error))[-4000:]})
-            spool.finish(State.CANCELLED if interrupted else State.FAILED)
-            if interrupted:
-                raise
-            raise TrainingError(f"run in {job.place.folder} failed: {error}") from error
-        spool.finish(ENDS[result["answer"]])
+    with _cluster(job):
+        job = _placed(job, cfg)
+        with _sent(job):
+            _claim(job)
+            return _recorded(job, cfg)
+
+
+def _recorded(job: Job, cfg: DictConfig) -> float:
+    """Train, and record what comes of it."""
+    spool = Spool(job.place.folder, job.key.start)
+    _describe(spool, job, cfg)
+    try:
+        result = _fit(job)
+    except BaseException as error:
+        if job.key.sweep is not None and lost(error) is not None:
+            raise  # whether it goes on is the sweep's to say
+        interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
+        spool.set_tags({"error": "".join(traceback.format_exception(error))[-4000:]})
+        spool.finish(State.CANCELLED if interrupted else State.FAILED)
+        if interrupted:
+            raise
+        raise TrainingError(f"run in {job.place.folder} failed: {error}") from error
+    spool.finish(ENDS[result["answer"]])
     return float(result["metrics"][job.settings.objective])
+
+
+def _placed(job: Job, cfg: DictConfig) -> Job:
+    """The job with whether all nodes that may go on with it see its folder.
+
+    ValueError where they do not, and no server is there to keep its checkpoints.
+    """
+    place, key = job.place, job.key
+    if key.sweep is not None:
+        shared = cfg.trial.shared and (cfg.trial.mark is None or nodes.sees(place.folder.parent, cfg.trial.mark))
+    elif place.workers > 0:
+        nodes.refuse_local_tracking(place.tracking_uri)
+        shared = nodes.count() == 1 or nodes.Sight(place.folder).shared()
+    else:
+        return job
+    if shared:
+        return job
+    if place.tracking_uri is None or place.tracking_uri.startswith("sqlite:"):
+        raise ValueError(
+            f"runs={place.runs}: is another folder on each node of this Ray cluster; give one on shared storage, "
+            "or set MLFLOW_TRACKING_URI to the address of a tracking server, which then keeps the checkpoints"
+        )
+    record = key.record or Spool(place.folder).key or uuid.uuid4().hex
+    return replace(job, place=replace(place, shared=False), key=replace(key, record=record))
 
 
 @contextmanager
 def _sent(job: Job) -> Iterator[None]:
-    """Send the record while it is written; that of a sweep's trial is sent by the sweep.
+    """Send the record while it is written; that of a sweep's trial is sent by the sweep, where it sees the folder.
 
     ValueError when a new run's server does not answer: its address may be wrong.
     """
-    if job.key.record is not None:
+    place, of_sweep = job.place, job.key.sweep is not None
+    if of_sweep and place.shared:
         yield
         return
-    tracker = Tracker.open(job.place.tracking_uri, job.place.experiment, str(job.place.runs))
-    if Spool(job.place.folder).key is None:
+    tracker = Tracker.open(place.tracking_uri, place.experiment, str(place.runs))
+    if not of_sweep and Spool(place.folder).key is None:
         tracker.reach()
-    with Sender(tracker, lambda: [job.place.folder]):
+    with Sender(tracker, lambda: [place.folder], moved.PATIENCE if of_sweep else 5.0):
         yield
 
 
@@ -124,6 +159,7 @@ def _fit(job: Job) -> dict[str, Any]:
 
 
 def _work(config: dict[str, Any]) -> dict[str, Any]:
+    os.environ.update(config.get("variables", {}))
     return train_worker(config["job"])
 
 

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import os
 import shlex
 import shutil
 from collections.abc import Mapping, Sequence
@@ -14,16 +13,7 @@ from ghm.secrets import hidden
 
 LIMIT = 100 * 2**20  # bytes: Ray's dashboard takes no larger package
 ORDER = "order.json"  # beside this file in a package: what to run there
-CARRIED = ("MLFLOW_", "GHM_")  # names of variables, or what they begin with
 PACKED = ("*.py", "*.yaml", "*.j2")
-
-
-def environment(names: Sequence[str] = ()) -> dict[str, str]:
-    """The variables that go with a command: those for MLflow, ghm and `names`. ValueError for one that is not set."""
-    for name in names:
-        if name not in os.environ:
-            raise ValueError(f"--env {name}: is not set here; set it, or leave it out")
-    return {name: value for name, value in os.environ.items() if name in names or name.startswith(CARRIED)}
 
 
 def pack(folder: Path, words: Sequence[str], variables: Mapping[str, str], cwd: Path) -> None:

@@ -1,6 +1,7 @@
 """What each Ray Train worker does in a run: build, train, score and record, epoch after epoch."""
 
 import logging
+from contextlib import nullcontext
 from typing import Any
 
 import ray
@@ -12,7 +13,7 @@ from ray.train.torch import get_device
 from ray.util import get_current_placement_group
 from torch import nn
 
-from ghm import scoring
+from ghm import moved, scoring
 from ghm.data import Data, train_loader, val_loader
 from ghm.failure import Lost
 from ghm.job import Job, Settings
@@ -46,11 +47,12 @@ def train_worker(job: Job) -> dict[str, Any]:
         )
         scored = val_loader(data.val, settings.batch_size, place.loader_processes, rank, world)
         state = _begin(job, data, len(batches) // settings.accumulate, device)
-        content = _from_first(checkpoint.newest(place.folder) if rank == 0 else None, device)
-        if content is not None:
-            state.take(content)
-        recorder = _Recorder(job, state, data) if rank == 0 else None
-        return _train(job, state, data, batches, scored, device, recorder)
+        with moved.kept(job) if rank == 0 and not place.shared else nullcontext():
+            content = _from_first(checkpoint.newest(place.folder) if rank == 0 else None, device)
+            if content is not None:
+                state.take(content)
+            recorder = _Recorder(job, state, data) if rank == 0 else None
+            return _train(job, state, data, batches, scored, device, recorder)
     finally:
         torch.set_num_threads(threads)
 
@@ -147,7 +149,7 @@ class _Recorder:
             self.hub.group.remote(job.key.trial, job.key.attempt, get_current_placement_group().id.hex())
         checkpoint.derive(state, job.place.folder, job.place.keep)
         self.recorded = self.spool.last_step()
-        if self.recorded < 0:
+        if self.recorded < 0 and not state.history:
             guess = scoring.score(data.val.coco, scoring.chance(data.val.coco))
             self.spool.log_metrics({"val/chance_AP50": guess["AP50"]}, step=0)
         for epoch in state.history:
@@ -169,8 +171,7 @@ class _Recorder:
     def end(self, judgement: Judgement | None) -> None:
         """Record the checkpoints, and figures of what the last epoch finds and misses."""
         folder = self.job.place.folder
-        for name in (checkpoint.BEST, checkpoint.LAST):
-            self.spool.log_file(folder / name, "checkpoints")
+        self._keep()
         if self.job.place.figures and judgement is not None:
             from ghm.report import detections  # plotting takes a second to import
 
@@ -183,21 +184,35 @@ class _Recorder:
             raise Lost(f"{self.job.place.folder}: another process goes on with this run")
 
     def _tell(self, epoch: checkpoint.Epoch) -> None:
-        """Say what an epoch came to wherever it is not known yet, and hear whether to go on."""
+        """Say what an epoch came to wherever it is not known yet, and hear whether to go on.
+
+        Heard first: what is lost records nothing more. Where this run may go on on a node that does not see
+        this folder, the checkpoint is sent before the metrics, so that MLflow has no epoch that is done again.
+        """
+        if self.hub is not None:
+            self.answer = self._ask(self.hub, epoch)
         if epoch["epoch"] > self.recorded:
+            if not self.job.place.shared:
+                self._keep()
             self.spool.log_metrics(epoch["metrics"], epoch["epoch"], epoch["at"])
             self.recorded = epoch["epoch"]
-        if self.hub is None:
-            return
+
+    def _keep(self) -> None:
+        for name in (checkpoint.BEST, checkpoint.LAST):
+            self.spool.log_file(self.job.place.folder / name, "checkpoints")
+
+    def _ask(self, hub: Any, epoch: checkpoint.Epoch) -> Answer:
+        """The sweep's answer to an epoch. Lost where it has given up this attempt, or is gone."""
         key, settings = self.job.key, self.job.settings
         value = epoch["metrics"][settings.objective]
-        said = self.hub.report.remote(key.trial, key.attempt, epoch["epoch"], settings.epochs, value)
+        said = hub.report.remote(key.trial, key.attempt, epoch["epoch"], settings.epochs, value)
         try:
-            self.answer = Answer(ray.get(said))
+            answer = Answer(ray.get(said))
         except RayActorError as error:
             raise Lost(f"trial {key.trial}: its sweep is gone ({error})") from error
-        if self.answer == Answer.LOST:
+        if answer == Answer.LOST:
             raise Lost(f"trial {key.trial}: its sweep has given up attempt {key.attempt}, or is gone")
+        return answer
 
 
 def _from_first(value: Any, device: torch.device) -> Any:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ghm.failure import Failed
+from ghm.nodes import Sight
 from ghm.secrets import hidden
 from sweeps import policy
 from sweeps.draw import Search
@@ -41,6 +42,7 @@ class Controller:
     record: Record
     view: View
     rules: Rules
+    sight: Sight
     draining: bool = False
     _said: bool = False  # that it drains
     _exhausted: bool = False  # no point is left to draw
@@ -95,7 +97,7 @@ class Controller:
             trial = self.ledger.queue(drawn)
         try:
             self.ledger.complete(trial.number, self.search.space)
-            context = self.record.context(trial, self.slots.hub_name)
+            context = self.record.context(trial, self.slots.hub_name, self.sight)
             self._next = trial, self.compose(trial.number, trial.params, label(trial.params), context)
         except Exception:
             self.view.started(trial.number, str(trial.params))

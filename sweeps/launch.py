@@ -11,8 +11,10 @@ from pathlib import Path
 import optuna
 from omegaconf import OmegaConf
 
+from ghm import nodes
 from ghm.cluster import connected
 from ghm.failure import Failed
+from ghm.nodes import Sight
 from ghm.tracking import Sender, Tracker
 from sweeps import ledger as ledgers
 from sweeps import policy
@@ -77,6 +79,16 @@ class Sweep:
         if self.direction not in ("maximize", "minimize"):
             raise ValueError(f"hydra.sweeper.direction={self.direction}: must be maximize or minimize")
 
+    def check_fits(self, tracker: Tracker) -> None:
+        """ValueError where the connected cluster is too small, or has nodes that would not find what others wrote."""
+        self.resources.check(self.n_jobs)
+        nodes.refuse_file(
+            "hydra.sweeper.storage",
+            self.storage,
+            "give that of a PostgreSQL, as postgresql+psycopg2://HOST/NAME, in GHM_STORAGE",
+        )
+        nodes.refuse_local_tracking(tracker.uri)
+
 
 def run_sweep(sweep: Sweep, search: Search, task: Task, compose: Compose, tracker: Tracker) -> float | None:
     """Run or continue a sweep; its best value, if any trial has one.
@@ -92,7 +104,7 @@ def run_sweep(sweep: Sweep, search: Search, task: Task, compose: Compose, tracke
         study = ledgers.find(storage, sweep.name)
         if study is None:
             stack.enter_context(connected())
-            sweep.resources.check(sweep.n_jobs)
+            sweep.check_fits(tracker)
             study = ledgers.create(storage, sweep.name, sweep.direction, sweep.folder)
         lease = stack.enter_context(Lease(storage, study._study_id, sweep.name, sweep.lease))
         ledgers.claim(study, search.space, sweep.direction)
@@ -103,13 +115,14 @@ def run_sweep(sweep: Sweep, search: Search, task: Task, compose: Compose, tracke
         unfinished = len(ledger.trials) < total or ledger.count(State.QUEUED) > 0
         if unfinished:
             stack.enter_context(connected())
-            sweep.resources.check(sweep.n_jobs)
+            sweep.check_fits(tracker)
         sweep.folder.mkdir(parents=True, exist_ok=True)
         with Sender(tracker, record.folders), _orderly_end(ledger, record):
             record.begin(sweep.objective)
             if unfinished:
                 with _slots(sweep) as slots, View(sweep.name, sweep.objective, total) as view:
-                    controller = Controller(lease, ledger, search, slots, task, compose, record, view, rules)
+                    sight = Sight(sweep.folder)
+                    controller = Controller(lease, ledger, search, slots, task, compose, record, view, rules, sight)
                     _run(controller)
             _refuse_gaps(sweep.name, search, ledger, rules)
         return None if ledger.best is None else ledger.best.value

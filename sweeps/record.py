@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ghm.nodes import Sight
 from ghm.tracking import SPOOL, Spool, agree
 from sweeps.ledger import Trial
 from sweeps.states import State
@@ -25,7 +26,14 @@ class Record:
         spool.start(self.name, tags, key=self.key)
 
     def finish(self, state: State, trials: Sequence[Trial]) -> None:
-        """The sweep ended so, for now or for good, and its trials are as the ledger has them."""
+        """The sweep ended so, for now or for good, and its trials are as the ledger has them.
+
+        One that was ended in the middle, on a node whose folder this does not see, left its MLflow run running.
+        """
+        for trial in trials:
+            spool = Spool(self.trial(trial.number))
+            if trial.state == State.QUEUED and trial.epochs and spool.key is None:
+                spool.join(self._trial_key(trial.number))
         agree({self.trial(trial.number): trial.state for trial in trials})
         Spool(self.folder, Spool(self.folder).attempts()).finish(state)
 
@@ -33,10 +41,11 @@ class Record:
         """All that hold a record, the sweep's own first."""
         return [self.folder, *sorted(path.parent for path in self.folder.glob(f"[0-9]*/{SPOOL}"))]
 
-    def context(self, trial: Trial, hub: str) -> dict[str, Any]:
+    def context(self, trial: Trial, hub: str, sight: Sight) -> dict[str, Any]:
         """What a trial has to know to record itself and to report."""
         keys = {"record": self._trial_key(trial.number), "parent": self.key}
-        return {"name": self.name, "attempt": trial.attempt, "hub": hub} | keys
+        seen = {"shared": sight.shared(), "mark": sight.mark}
+        return {"name": self.name, "attempt": trial.attempt, "hub": hub} | keys | seen
 
     def trial(self, number: int) -> Path:
         return self.folder / f"{number:04d}"

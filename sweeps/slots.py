@@ -1,6 +1,7 @@
 """Slots on a Ray cluster: one warm process each, which runs one trial after another."""
 
 import gc
+import logging
 import os
 import traceback
 from collections.abc import Callable, Iterator
@@ -16,11 +17,14 @@ from ray.util import remove_placement_group
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from ghm.carried import carried
 from ghm.cluster import check_fits
 from ghm.failure import lost
 from sweeps.hub import Hub, Report
 from sweeps.policy import End
 from sweeps.states import Answer
+
+log = logging.getLogger(__name__)
 
 Task = Callable[[Any], Any]
 NEWS = 0.5  # seconds after which a wait for news ends without any
@@ -45,6 +49,11 @@ class Resources:
         """ValueError when the cluster is too small for `count` slots, or for the workers of one trial."""
         check_fits(count, "hydra.sweeper.n_jobs", self.cpus, self.gpus, "hydra.sweeper.slot.{kind}")
         check_fits(self.workers, "scaling.num_workers", self.worker_cpus, self.worker_gpus, "scaling.{kind}")
+        there = ray.cluster_resources().get("GPU", 0)
+        if there and count > 1 and not self.total["GPU"]:
+            log.warning(
+                "%d trials at a time share the first of %g GPUs; scaling.slot.gpus=1 gives each its own", count, there
+            )
 
 
 class Slot:
@@ -53,8 +62,9 @@ class Slot:
     One that dies is replaced, not restarted by Ray: while Ray does that, it refuses the next trial.
     """
 
-    def __init__(self, hub: Any, patience: float) -> None:
+    def __init__(self, hub: Any, patience: float, variables: dict[str, str]) -> None:
         self._hub, self._patience, self._warm = hub, patience, False
+        os.environ.update(variables)  # not in Ray's runtime environment, which its dashboard shows
         # Ray Train looks after the workers of a trial, and shall lose patience no later.
         os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(patience)
 
@@ -97,7 +107,8 @@ class Slots:
     def __init__(self, size: int, resources: Resources, patience: float) -> None:
         self.size, self._resources, self._patience = size, resources, patience
         self.hub_name = f"hub-{os.getpid()}-{os.urandom(4).hex()}"
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        # Beside this process, with which it ends: a node that is lost must not take all trials' answers along.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         hub = ray.remote(Hub).options(
             name=self.hub_name, num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here
         )
@@ -131,7 +142,7 @@ class Slots:
             slot = self._idle.pop()
         else:
             options = {"num_cpus": self._resources.cpus, "num_gpus": self._resources.gpus}
-            slot = ray.remote(Slot).options(**options).remote(self._hub, self._patience)
+            slot = ray.remote(Slot).options(**options).remote(self._hub, self._patience, carried())
         self._hub.expect.remote(trial, attempt)
         self._busy[slot.run.remote(task, config, trial, attempt)] = (slot, trial)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from ghm import provenance, submission
+from ghm.carried import carried
 
 SECRET = "hydra.sweeper.storage=postgresql+psycopg2://me:hunter2@host/db"
 
@@ -54,10 +55,12 @@ def test_the_variables_of_mlflow_and_those_that_are_named_go_along(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host")
     monkeypatch.setenv("MINE", "1")
     monkeypatch.setenv("OTHER", "2")
-    carried = submission.environment(["MINE"])
-    assert (carried["MLFLOW_TRACKING_URI"], carried["MINE"], "OTHER" in carried) == ("http://host", "1", False)
+    taken = carried(["MINE"])
+    assert (taken["MLFLOW_TRACKING_URI"], taken["MINE"], "OTHER" in taken) == ("http://host", "1", False)
     with pytest.raises(ValueError, match="--env NONE: is not set here"):
-        submission.environment(["NONE"])
+        carried(["NONE"])
+    monkeypatch.setenv("GHM_ENV", taken["GHM_ENV"])  # as where they were carried to
+    assert carried() == taken
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,7 @@ class Tracker:
     @cached_property
     def client(self) -> MlflowClient:
         """MLflow's own; making it opens a database."""
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # a line for each run that ends
         return MlflowClient(tracking_uri=self.uri)
 
     @classmethod
@@ -163,16 +164,21 @@ class Tracker:
                         raise
             return found.experiment_id  # or another process created it first
 
-    def begin(self, key: str, name: str, tags: Mapping[str, str], parent: str | None, at: int) -> str:
+    def begin(
+        self, key: str, name: str, tags: Mapping[str, str], parent: str | None, at: int, create: bool = True
+    ) -> str:
         """Id of the run with this key, created unless it was; marked as running. `at` is in milliseconds.
 
-        `parent` is the key of its sweep's run. Away when the server is, or does not know the parent yet.
+        `parent` is the key of its sweep's run. Away when the server is, does not know the parent yet, or, where
+        another process is to create the run, the run itself.
         """
         with _answering(final=()):  # an experiment that was deleted can be restored
             if (found := self.find(key)) is not None:
                 self.client.update_run(found.info.run_id, status="RUNNING")
                 Run(self.client, found.info.run_id).set_tags({**tags, "sweep.state": State.RUNNING})
                 return found.info.run_id
+            if not create:
+                raise Early(f"the run ({key}) is not there yet")
             labelled = {MLFLOW_RUN_NAME: name, KEY: key, "sweep.state": State.RUNNING} | dict(tags)
             if parent is not None:
                 if (above := self.find(parent)) is None:
@@ -184,6 +190,16 @@ class Tracker:
         """The run with this key, wherever it was begun."""
         found = self._search(f"tags.`{KEY}` = '{key}'")
         return found[0] if found else None
+
+    def download(self, key: str, folder: str, target: Path) -> list[Path]:
+        """Fetch the files that the run with this key has in a folder of its artifacts; none where there is no run."""
+        found = self.find(key)
+        if found is None:
+            return []
+        run_id = found.info.run_id
+        with _answering(final=()):
+            files = [entry.path for entry in self.client.list_artifacts(run_id, folder) if not entry.is_dir]
+            return [Path(self.client.download_artifacts(run_id, path, str(target))) for path in files]
 
     def sweeps(self, name: str) -> list[Record]:
         """The parent runs of all sweeps of this name, whoever began them."""

@@ -66,7 +66,7 @@ def send(folder: Path, tracker: Tracker) -> None:
         elif "start" in entry:
             flush()
             start, known = entry["start"], sent.run_id
-            sent.run_id = tracker.begin(start["key"], start["name"], start["tags"], start["parent"], entry["at"])
+            sent.run_id = tracker.begin(**{"create": True} | start, at=entry["at"])
             if known not in (None, sent.run_id):  # another server, or one that forgot: it gets all from the start
                 Sent().write(folder)
                 send(folder, tracker)

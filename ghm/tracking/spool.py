@@ -46,6 +46,10 @@ class Spool:
         key = self.key or key or uuid.uuid4().hex
         self._append(start={"key": key, "name": name, "tags": tags, "parent": parent})
 
+    def join(self, key: str) -> None:
+        """Record here what belongs to the run with this key, which was begun on another machine."""
+        self._append(start={"key": key, "name": "", "tags": {}, "parent": None, "create": False})
+
     def log_metrics(self, metrics: Mapping[str, float], step: int, at: int | None = None) -> None:
         """The values of a step, `at` milliseconds of the epoch (None: now); a step sent before is not sent again."""
         self._append(at, metrics={key: float(value) for key, value in metrics.items()}, step=step)

@@ -132,6 +132,19 @@ def derive(state: RunState, folder: Path, count: int) -> None:
         old.unlink()
 
 
+def adopt(paths: list[Path], folder: Path) -> None:
+    """Take a run's last.pt and best.pt from another folder, where it got further there. ValueError if unreadable."""
+    by_name = {path.name: path for path in paths}
+    if LAST not in by_name:
+        return
+    epoch, here = read(by_name[LAST])["epoch"], newest(folder)
+    if here is not None and here["epoch"] >= epoch:
+        return
+    by_name[LAST].replace(_path(folder, epoch))
+    if BEST in by_name:
+        by_name[BEST].replace(folder / BEST)
+
+
 def newest(folder: Path) -> dict[str, Any] | None:
     """The content of the newest checkpoint of a folder that can be read; None if there is none at all.
 

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ghm import submission
+from ghm.carried import carried
 from ghm.failure import Failed
 
 ENDED = {JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED}
@@ -32,8 +33,8 @@ def main() -> None:
     given = _parser().parse_args(words)
     if not command and not (given.list or given.logs or given.stop):
         raise ValueError("ghm submit: no command; write ghm submit [options] -- train ...")
-    logging.getLogger("ray").setLevel(logging.WARNING)
     client = connect(given.address)
+    logging.disable(logging.INFO)  # Ray says each step of a submission
     if given.list:
         show(client)
     elif given.stop:
@@ -79,7 +80,7 @@ def connect(address: str | None) -> JobSubmissionClient:
 
 def submit(client: JobSubmissionClient, command: list[str], names: list[str], cwd: Path, name: str | None) -> str:
     """Pack a command up and hand it over; the id of its job. ValueError for what cannot be packed, or a used name."""
-    variables = submission.environment(names)
+    variables = carried(names)
     with tempfile.TemporaryDirectory() as folder:
         submission.pack(Path(folder), command, variables, cwd)
         try:
@@ -98,6 +99,7 @@ def follow(client: JobSubmissionClient, job: str) -> int:
     """Show a job's log until it ends; its exit code. After Ctrl-C in a terminal it may be stopped, or run on."""
     try:
         asyncio.run(_show(client, job))
+        about = client.get_job_info(job)
     except KeyboardInterrupt:
         if sys.stdin.isatty() and input(f"\nStop job {job}, or only stop following it? [s/F] ").lower() == "s":
             client.stop_job(job)
@@ -105,7 +107,12 @@ def follow(client: JobSubmissionClient, job: str) -> int:
         else:
             print(f"Job {job} runs on; ghm submit --logs {job} follows it", file=sys.stderr)
         return 130
-    about = client.get_job_info(job)
+    except (OSError, RuntimeError) as error:
+        raise Failed(
+            f"job {job}: the cluster does not answer any more ({' '.join(str(error).split())[:200]}); if only the "
+            f"connection broke, ghm submit --logs {job} follows it again; if its head is gone, start it and submit the "
+            "same command: a sweep goes on"
+        ) from error
     if about.status == JobStatus.FAILED and about.driver_exit_code is None:
         raise Failed(f"job {job} failed before its command began: {about.message}")
     if about.status == JobStatus.STOPPED:

@@ -1,4 +1,4 @@
-"""A process namespace with bounded memory, in which faults can hurt nothing else.
+"""A namespace of processes, mounts and network ports with bounded memory, in which faults can hurt nothing else.
 
 What is injected below (kill -9, SIGSTOP, a full disk, an eaten memory) reaches the processes of the namespace alone,
 and whatever these leave running is gone when it ends.
@@ -20,11 +20,12 @@ def why_not() -> str | None:
     """Why this machine offers no such namespace; None where it does."""
     if shutil.which("unshare") is None:
         return "unshare (util-linux) is not installed"
-    tried = subprocess.run([*_UNSHARE, "true"], capture_output=True, text=True)
+    tried = subprocess.run([*_UNSHARE, *_LOOPBACK, "true"], capture_output=True, text=True)
     return None if tried.returncode == 0 else f"unshare: {tried.stderr.strip()}"
 
 
-_UNSHARE = ["unshare", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child=KILL"]
+_UNSHARE = ["unshare", "--net", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child=KILL"]
+_LOOPBACK = ["bash", "-c", 'ip link set lo up && exec "$0" "$@"']
 
 
 def run(command: list[str], seconds: float, gib: float = 12) -> subprocess.CompletedProcess[str]:
@@ -35,7 +36,7 @@ def run(command: list[str], seconds: float, gib: float = 12) -> subprocess.Compl
     shell = ["bash", "-c", first, str(group or "")]
     try:
         return subprocess.run(
-            [*_UNSHARE, *shell, *command],
+            [*_UNSHARE, *_LOOPBACK, *shell, *command],
             env=os.environ | {INSIDE: "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

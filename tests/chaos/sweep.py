@@ -47,6 +47,8 @@ class Damage:
 class Sweep:
     """`ghm train -m` in a folder of its own: `overrides` say what is swept, `environment` is added to this one's."""
 
+    command: tuple[str, ...] = ("train", "-m")
+
     def __init__(self, folder: Path, *overrides: str, jobs: int = 2, environment: dict[str, str] | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.environment = folder, os.environ | {"OMP_NUM_THREADS": "1"} | (environment or {})
@@ -62,7 +64,7 @@ class Sweep:
     def start(self) -> subprocess.Popen[bytes]:
         with self.log.open("ab") as log:
             return subprocess.Popen(
-                [GHM, "train", "-m", *self.words],
+                [GHM, *self.command, *self.words],
                 cwd=self.folder,
                 env=self.environment,
                 stdout=log,
@@ -84,8 +86,12 @@ class Sweep:
         """How many epochs are recorded on disk."""
         return sum("metrics" in entry for spool in self._spools() for entry in spool.entries())
 
+    @property
+    def storage(self) -> str:
+        return self.environment.get("GHM_STORAGE", f"sqlite:///{self.folder}/runs/optuna.db")
+
     def study(self) -> optuna.Study:
-        return optuna.load_study(study_name="s", storage=f"sqlite:///{self.folder}/runs/optuna.db")
+        return optuna.load_study(study_name="s", storage=self.storage)
 
     def values(self) -> dict[str, list[float]]:
         """The loss of each epoch, by point."""

@@ -13,9 +13,10 @@ def cluster() -> Iterator[None]:
     """One small Ray for all tests of a session that need one."""
     import ray
 
-    # Ray's processes import the toy task of these tests by its name.
+    # Ray's processes import the toy task of these tests by its name. It counts GPUs that nobody has.
     environment = {"env_vars": {"PYTHONPATH": str(ROOT)}}
-    ray.init(num_cpus=4, runtime_env=environment, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+    quiet = {"log_to_driver": False, "logging_level": "ERROR", "include_dashboard": False}
+    ray.init(num_cpus=4, num_gpus=2, runtime_env=environment, **quiet)
     yield
     ray.shutdown()
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import optuna
 import ray
+import torch.distributed as dist
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_config_search_path
 from omegaconf import DictConfig
@@ -66,6 +67,7 @@ def parabola(cfg: DictConfig) -> float:
         LOSSES[cfg.x]()
     with (folder / "ran").open("a") as file:
         file.write("once\n")
+    (folder / "gpus").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
     hub = ray.get_actor(cfg.hub)
     for epoch in range(1, 6):
         time.sleep(cfg.get("seconds", 0) / 5)
@@ -77,3 +79,10 @@ def parabola(cfg: DictConfig) -> float:
     if cfg.x == 101:
         os._exit(1)
     return -((cfg.x - 1) ** 2)
+
+
+def visible_gpus(config: dict[str, object]) -> dict[str, object]:
+    """Of each worker of a group: the GPUs that it sees and those that are its own; and how they talk."""
+    values: list[object] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, (os.environ["CUDA_VISIBLE_DEVICES"], ray.get_gpu_ids()))
+    return {"seen": values, "backend": dist.get_backend()}

@@ -67,8 +67,8 @@ class Unsteady:
     def __init__(self, tracker: Tracker, fails: int, after: bool) -> None:
         self.tracker, self.fails, self.after, self.calls = tracker, fails, after, 0
 
-    def begin(self, *values):
-        return self._call(self.tracker.begin, *values)
+    def begin(self, **values):
+        return self._call(lambda: self.tracker.begin(**values))
 
     def run(self, run_id):
         unsteady, run = self, self.tracker.run(run_id)
@@ -260,3 +260,30 @@ def test_the_record_is_made_to_agree_with_the_study(tmp_path):
     last = json.loads(zombie.path.read_text().splitlines()[-1])
     assert (last["finish"], last["state"]) == ("KILLED", "pruned")
     assert agree(states) == 0
+
+
+def test_what_belongs_to_a_run_that_another_machine_began_waits_for_it_and_joins_it(tracker, tmp_path):
+    here, there = Spool(tmp_path / "here"), Spool(tmp_path / "there")
+    there.join("joined")
+    there.log_metrics({"val/AP": 0.1}, 1, at=1000)
+    with pytest.raises(Away, match="not there yet"):
+        send(there.folder, tracker)
+    here.start("a run", {}, key="joined")
+    send(here.folder, tracker)
+    send(there.folder, tracker)
+    here.finish("done")
+    send(here.folder, tracker)
+    assert arrived(tracker, "joined") == {
+        "points": [("val/AP", 1, 0.1, 1000)],
+        "files": [],
+        "params": {},
+        "status": "FINISHED",
+    }
+
+
+def test_the_files_of_a_run_are_fetched_by_its_key(tracker, tmp_path):
+    record(tmp_path / "run", "fetched")
+    send(tmp_path / "run", tracker)
+    [path] = tracker.download("fetched", "checkpoints", tmp_path)
+    assert (path.name, path.read_text()) == ("last.pt", "weights")
+    assert tracker.download("nobody", "checkpoints", tmp_path) == []

