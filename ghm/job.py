@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,9 @@ class Place:
     runs: Path
     tracking_uri: str | None
     experiment: str
-    workers: int  # 0: in this process
+    workers: int  # at most; 0: in this process
+    least_workers: int
+    resize: float  # seconds between two looks at whether there could be more workers
     cpus: float  # of each worker
     gpus: float
     max_failures: int
@@ -115,7 +118,9 @@ class Job:
             runs=Path(plain["runs"]),
             tracking_uri=plain["tracking"]["uri"],
             experiment=plain["tracking"]["experiment"],
-            workers=scaling["num_workers"],
+            workers=group_sizes(scaling["num_workers"])[1],
+            least_workers=group_sizes(scaling["num_workers"])[0],
+            resize=scaling.get("resize", 0),
             cpus=scaling.get("cpus", 0),
             gpus=scaling.get("gpus", 0),
             max_failures=scaling.get("max_failures", 0),
@@ -136,6 +141,12 @@ class Job:
             parent=trial["parent"],
         )
         return cls(settings, place, key)
+
+
+def group_sizes(num_workers: Any) -> tuple[int, int]:
+    """The least and the most workers that `scaling.num_workers` allows, as 2 or [1, 4] give them."""
+    least, most = num_workers if isinstance(num_workers, Sequence) else (num_workers, num_workers)
+    return int(least), int(most)
 
 
 def canonical(value: Any) -> Any:

@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 from torch.optim import Optimizer
 
 from ghm import scoring
 from ghm.data import Data
 from ghm.data.loader import Batches
+from ghm.job import group_sizes
 from ghm.paths import expanded
 from ghm.training.engine import AMP, moving_average
 
@@ -43,7 +44,6 @@ WHOLE = {
     "seed": 0,
     "loader_processes": 0,
     "keep": 1,
-    "scaling.num_workers": 0,
     "threads": 1,
 }
 
@@ -122,7 +122,7 @@ def check(cfg: DictConfig) -> None:
         raise ValueError(f"{key}=???: has no value; give one, as in {key}=VALUE")
     for key, least in WHOLE.items():
         value = OmegaConf.select(cfg, key)
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        if not _whole(value) or value < least:
             raise ValueError(f"{key}={value}: must be a whole number of at least {least}")
     for key in ("data", "model", "loss", "optimizer", "schedule"):
         if OmegaConf.select(cfg, key) is None:
@@ -130,6 +130,7 @@ def check(cfg: DictConfig) -> None:
     for one, other in (("cls", "box"), ("box", "cls")):  # both, for models with losses of their own
         if cfg.loss[one] is None and cfg.loss[other] is not None:
             raise ValueError(f"loss.{one}=null: must be chosen; leave it out to get the default")
+    _check_group(cfg.scaling.num_workers)
     _check_numbers(cfg)
     names = [f"val/{name}" for name in scoring.METRICS]
     if cfg.objective not in names:
@@ -145,8 +146,9 @@ def check(cfg: DictConfig) -> None:
     something = nn.Linear(1, 1)  # optimizers refuse what is on meta
     optimizer = build_optimizer(cfg, something)
     build(cfg, "schedule", optimizer, cfg.epochs, steps_per_epoch=1)
-    workers = max(cfg.scaling.num_workers, 1)
-    Batches([True] * cfg.batch_size, cfg.batch_size, cfg.seed, 0, workers, cfg.accumulate)
+    least, most = group_sizes(cfg.scaling.num_workers)
+    for workers in range(max(least, 1), max(most, 1) + 1):
+        Batches([True] * cfg.batch_size, cfg.batch_size, cfg.seed, 0, workers, cfg.accumulate)
     if cfg.ema is not None:
         moving_average(something, cfg.ema)
 
@@ -165,13 +167,27 @@ def _check_place(runs: Path) -> None:
         raise ValueError(f"runs={runs}: cannot be written ({reason}); give runs=FOLDER, or set GHM_RUNS") from error
 
 
+def _check_group(num_workers: Any) -> None:
+    if _whole(num_workers) and num_workers >= 0:
+        return
+    sizes = list(num_workers) if isinstance(num_workers, ListConfig) else []
+    if len(sizes) != 2 or not all(map(_whole, sizes)) or not 1 <= sizes[0] <= sizes[1]:
+        raise ValueError(
+            f"scaling.num_workers={num_workers}: must be a whole number, or the least and the most of them, as [1,4]"
+        )
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def _check_numbers(cfg: DictConfig) -> None:
     """What no constructor sees."""
     if cfg.clip_grad is not None and not (isinstance(cfg.clip_grad, int | float) and cfg.clip_grad > 0):
         raise ValueError(f"clip_grad={cfg.clip_grad}: must be above 0, or null for none")
     if cfg.lr_batch is not None and not (isinstance(cfg.lr_batch, int | float) and cfg.lr_batch > 0):
         raise ValueError(f"lr_batch={cfg.lr_batch}: must be above 0, or null for a rate that is never scaled")
-    for key in ("scaling.cpus", "scaling.gpus", "scaling.slot.cpus", "scaling.slot.gpus"):
+    for key in ("scaling.cpus", "scaling.gpus", "scaling.resize", "scaling.slot.cpus", "scaling.slot.gpus"):
         value = OmegaConf.select(cfg, key)
         if value is not None and not (isinstance(value, int | float) and value >= 0):
             raise ValueError(f"{key}={value}: must be a number of at least 0")
@@ -182,7 +198,7 @@ def _check_numbers(cfg: DictConfig) -> None:
     for key in ("channels_last", "compile", "figures"):
         if not isinstance(cfg[key], bool):
             raise ValueError(f"{key}={cfg[key]}: must be true or false")
-    elsewhere = cfg.scaling.num_workers != 0 or (cfg.scaling.slot.gpus and cfg.trial.hub is None)
+    elsewhere = group_sizes(cfg.scaling.num_workers)[1] or (cfg.scaling.slot.gpus and cfg.trial.hub is None)
     if cfg.device == "cuda" and not elsewhere and not torch.cuda.is_available():
         raise ValueError("device=cuda: torch sees no GPU here; leave it at auto")
 

@@ -171,5 +171,5 @@ def _cluster(job: Job) -> Iterator[None]:
         yield
         return
     with connected():
-        check_fits(place.workers, "scaling.num_workers", place.cpus, place.gpus, "scaling.{kind}")
+        check_fits(place.least_workers, "scaling.num_workers", place.cpus, place.gpus, "scaling.{kind}")
         yield

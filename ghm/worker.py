@@ -237,4 +237,4 @@ def _over_workers(metrics: dict[str, float]) -> dict[str, float]:
     """Means over the workers; their images a second add up."""
     parts = _gather(metrics)
     means = {name: sum(part[name] for part in parts) / len(parts) for name in metrics}
-    return means | {"time/images_per_s": means["time/images_per_s"] * len(parts)}
+    return means | {"time/images_per_s": means["time/images_per_s"] * len(parts), "time/workers": float(len(parts))}

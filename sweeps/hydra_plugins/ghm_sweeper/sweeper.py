@@ -71,11 +71,12 @@ class GHMSweeper(Sweeper):
         return best
 
     def _sweep(self) -> "Sweep":
+        from ghm.job import group_sizes
         from sweeps.launch import Sweep
         from sweeps.slots import Resources
 
         settings, scaling = self.settings, self.master.scaling
-        workers = scaling.num_workers
+        workers, _ = group_sizes(scaling.num_workers)
         group = (workers, scaling.cpus, scaling.gpus) if workers else ()
         return Sweep(
             name=str(settings.study_name),
