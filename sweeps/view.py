@@ -14,6 +14,8 @@ from sweeps.policy import Change
 from sweeps.space import label
 from sweeps.states import State
 
+QUIET = 60.0  # seconds without a line in a log, after which the epochs that running trials are in are one
+
 
 @dataclass
 class Running:
@@ -43,6 +45,7 @@ class View:
     _begun: float = field(default_factory=time.monotonic)
     _work: float = 0.0  # trials' worth of work finished since the sweep began or was continued
     _live: Live | None = None
+    _said: float = field(default_factory=time.monotonic)  # when the last line was printed
 
     def __enter__(self) -> "View":
         if self.console.is_terminal:
@@ -67,6 +70,10 @@ class View:
     def reported(self, trial: int, epoch: int, epochs: int, value: float) -> None:
         if trial in self.running:
             self.running[trial] = Running(self.running[trial].label, epoch, epochs, value)
+        if time.monotonic() - self._said > QUIET:
+            trials = sorted(self.running.items())
+            epochs_of = ", ".join(f"trial {number} epoch {one.epoch}/{one.epochs or '?'}" for number, one in trials)
+            self._line("  " + "; ".join(filter(None, [epochs_of, self.best_so_far(), self.time_left()])))
 
     def ended(self, ledger: Ledger, trial: Trial) -> None:
         gone = self.running.pop(trial.number)
@@ -122,6 +129,7 @@ class View:
 
     def _line(self, text: str) -> None:
         if self._live is None:
+            self._said = time.monotonic()
             self.note(text)
 
 
