@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint bench chaos format secrets clean
+.PHONY: demo test test-slow lint bench chaos format secrets backup restore test-services clean
 
 demo: $(VENV)/installed
 	$(BIN)/ghm train -m +sweep=demo
@@ -39,12 +39,19 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
-# For docker-compose.yml; made anew, the password would no longer be that of the database.
+# For docker-compose.yml. What .env holds is kept: made anew, a password would no longer be that of its account.
 secrets:
-	@test ! -e .env || { echo '.env: exists and is kept; delete it first if its database is gone too' >&2; exit 1; }
-	@password=$$($(PYTHON) -c 'import secrets; print(secrets.token_hex(24))') && umask 077 && \
-	  sed "s/^\(.*_PASSWORD\)=$$/\1=$$password/" .env.example > .env
-	@echo '.env: written'
+	@$(PYTHON) services/fill_env.py
+
+backup:
+	@sh services/backup.sh
+
+restore:
+	@sh services/restore.sh $(FROM)
+
+# The stack of docker-compose.yml, built, broken and restored; needs a Docker engine with Compose v2.
+test-services: $(VENV)/installed
+	$(BIN)/python -m pytest -m services tests/services
 
 clean:
 	rm -rf runs

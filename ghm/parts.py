@@ -1,5 +1,7 @@
 """The parts of a run, made from its config, and all that can be known to be wrong before it starts."""
 
+import hashlib
+import json
 import re
 from collections.abc import Iterator
 from functools import cache
@@ -208,6 +210,32 @@ def division(cfg: DictConfig) -> dict[str, list[str]]:
     data = _data(OmegaConf.to_yaml(cfg.data, resolve=True))
     splits = {"train": data.train.coco, "val": data.val.coco}
     return {name: [image["file_name"] for image in coco.dataset["images"]] for name, coco in splits.items()}
+
+
+def datasets(cfg: DictConfig) -> list[dict[str, str]]:
+    """Of train and val: name, digest (of images and boxes), where they are from, and how many."""
+    name = Path(root).name if (root := OmegaConf.select(cfg, "data.root")) else cfg.choices.get("data", "data")
+    return _datasets(OmegaConf.to_yaml(cfg.data, resolve=True), str(name))
+
+
+@cache
+def _datasets(data: str, name: str) -> list[dict[str, str]]:
+    made, described = _data(data), []
+    for context, split in (("train", made.train), ("val", made.val)):
+        content = split.coco.dataset
+        counts = {kind: len(content[kind]) for kind in ("images", "annotations", "categories")}
+        told = json.dumps([content["images"], content["annotations"], content["categories"]], default=str)
+        digest = hashlib.sha256(told.encode()).hexdigest()[:16]
+        described.append(
+            {
+                "name": f"{name} {context}",
+                "digest": digest,
+                "context": context,
+                "source": data,
+                "profile": json.dumps(counts),
+            }
+        )
+    return described
 
 
 @cache

@@ -1,15 +1,21 @@
 """What a run depended on: the commit of this source, the versions of its packages, its settings."""
 
+import getpass
 import importlib.metadata
 import json
+import os
+import platform
+import shlex
 import subprocess
+import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from ghm.secrets import without_secrets
+from ghm.secrets import hidden, without_secrets
 
 SOURCE = "source.json"  # beside this file, in code that was packed up: what `source` says
 MOST = 1_000_000  # characters of a diff
@@ -38,6 +44,24 @@ def source() -> dict[str, str]:
 def _git(*words: str) -> str:
     command = ["git", "-C", str(_HERE.parent), *words]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def command() -> str:
+    """The command line that this process was given, without secrets."""
+    return hidden(" ".join([sys.argv[0], shlex.join(sys.argv[1:])]).strip())
+
+
+def origin(said: str | None = None) -> dict[str, str]:
+    """MLflow's tags for who ran what: user, command (`said`, or this process's), commit."""
+    tags = {
+        "mlflow.source.name": said or command(),
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.git.commit": source()["commit"],
+        "machine": f"{platform.node()}, {os.cpu_count()} CPUs",
+    }
+    with suppress(OSError, KeyError):  # in a container nobody may be known by the number
+        tags["mlflow.user"] = getpass.getuser()
+    return tags
 
 
 def packages() -> dict[str, str]:

@@ -10,16 +10,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from ghm import moved, nodes, provenance
 from ghm.cluster import check_fits, connected
+from ghm.description import describe
 from ghm.failure import Failed, lost
 from ghm.group import fit
 from ghm.job import Job
-from ghm.parts import check, division
+from ghm.parts import check
 from ghm.paths import absolute
 from ghm.provenance import write_atomically
 from ghm.resume import refuse_other
@@ -54,7 +55,7 @@ def train(cfg: DictConfig) -> float:
 def _recorded(job: Job, cfg: DictConfig) -> float:
     """Train, and record what comes of it."""
     spool = Spool(job.place.folder, job.key.start)
-    _describe(spool, job, cfg)
+    describe(spool, job, cfg)
     try:
         result = _fit(job)
     except BaseException as error:
@@ -121,32 +122,6 @@ def _claim(job: Job) -> None:
             raise ValueError(f"dir={known.parent}: {BEGUN} cannot be read ({error}); give another dir") from error
         refuse_other(job, before, provenance.given(known.parent))
     write_atomically(known, json.dumps({"fingerprint": job.settings.fingerprint, "settings": settings}, indent=2))
-
-
-def _describe(spool: Spool, job: Job, cfg: DictConfig) -> None:
-    """Record all that the run depends on: config, overrides, versions of packages, once."""
-    key, place, source = job.key, job.place, provenance.source()
-    tags: dict[str, object] = {"sweep.name": key.sweep, "sweep.trial": key.trial, "sweep.params": key.params}
-    tags = {name: value for name, value in tags.items() if value is not None}
-    tags |= {
-        "mlflow.source.git.commit": source["commit"],
-        "dir": place.folder,
-        "settings": job.settings.fingerprint,
-        "attempt": key.attempt,
-    }
-    spool.start(key.label or place.folder.name, tags, parent=key.parent, key=key.record)
-    if any("params" in entry for entry in spool.entries()):
-        return
-    spool.log_text(OmegaConf.to_yaml(cfg, resolve=True), "config/config.yaml")
-    spool.log_text(json.dumps(provenance.packages(), indent=2), "config/packages.json")
-    if source["diff"]:
-        spool.log_text(source["diff"], "config/source.diff")
-    overrides = place.folder / ".hydra" / "overrides.yaml"
-    if overrides.exists():
-        spool.log_file(overrides, "config")
-    if OmegaConf.select(cfg, "data.val_share") is not None:
-        spool.log_text(json.dumps(division(cfg), indent=2), "config/division.json")
-    spool.log_params(job.settings.flat())  # last: says that all of it is there
 
 
 def _fit(job: Job) -> dict[str, Any]:

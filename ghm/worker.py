@@ -151,7 +151,7 @@ class _Recorder:
         self.recorded = self.spool.last_step()
         if self.recorded < 0 and not state.history:
             guess = scoring.score(data.val.coco, scoring.chance(data.val.coco))
-            self.spool.log_metrics({"val/chance_AP50": guess["AP50"]}, step=0)
+            self.spool.log_params({"val/chance_AP50": guess["AP50"]})
         for epoch in state.history:
             self._tell(epoch)
 

@@ -118,7 +118,7 @@ def run_sweep(sweep: Sweep, search: Search, task: Task, compose: Compose, tracke
             sweep.check_fits(tracker)
         sweep.folder.mkdir(parents=True, exist_ok=True)
         with Sender(tracker, record.folders), _orderly_end(ledger, record):
-            record.begin(sweep.objective)
+            record.begin(sweep.objective, search.space.keys, search.space.group, sweep.direction == "maximize")
             if unfinished:
                 with _slots(sweep) as slots, View(sweep.name, sweep.objective, total) as view:
                     sight = Sight(sweep.folder)

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ghm import provenance
 from ghm.nodes import Sight
-from ghm.tracking import SPOOL, Spool, agree
+from ghm.tracking import SPOOL, Spool, agree, shared_view
 from sweeps.ledger import Trial
+from sweeps.space import title
 from sweeps.states import State
 
 
@@ -20,10 +22,12 @@ class Record:
     key: str
     folder: Path
 
-    def begin(self, objective: str) -> None:
+    def begin(self, objective: str, swept: Sequence[str], group: str | None, maximize: bool) -> None:
+        """The sweep begins, or goes on; `group` is the key of `swept` by whose values its trials are compared."""
         spool = Spool(self.folder, Spool(self.folder).attempts() + 1)
-        tags = {"sweep.name": self.name, "sweep.kind": "sweep", "sweep.objective": objective}
+        tags = {"sweep.name": self.name, "sweep.kind": "sweep", "sweep.objective": objective} | provenance.origin()
         spool.start(self.name, tags, key=self.key)
+        spool.share(self.key, shared_view(self.key, self.name, objective, swept, group, maximize))
 
     def finish(self, state: State, trials: Sequence[Trial]) -> None:
         """The sweep ended so, for now or for good, and its trials are as the ledger has them.
@@ -58,7 +62,7 @@ class Record:
         spool = Spool(self.trial(trial.number), max(spool.attempts(), 1))
         tags = {"sweep.name": self.name, "sweep.trial": trial.number, "sweep.params": json.dumps(trial.params)}
         if spool.key is None:
-            spool.start(f"{trial.number:03d} {label}", tags, self.key, self._trial_key(trial.number))
+            spool.start(title(trial.number, label), tags, self.key, self._trial_key(trial.number))
         spool.set_tags({"error": trial.error[-4000:]})
         spool.finish(State.FAILED)
 

@@ -75,6 +75,19 @@ class Space:
     dimensions: list[Dimension]
     fixed: dict[str, str]  # key with its prefix (+, ~) -> value as Hydra writes it
 
+    @property
+    def keys(self) -> list[str]:
+        return [dimension.key for dimension in self.dimensions]
+
+    @property
+    def group(self) -> str | None:
+        """The first key that chooses between names: what is compared."""
+        for dimension in self.dimensions:
+            choices = getattr(dimension.distribution, "choices", ())
+            if choices and all(isinstance(choice, str) for choice in choices):
+                return dimension.key
+        return None
+
     def suggest(self, trial: Trial) -> Params:
         """Ask Optuna for every dimension whose condition holds; conditions see earlier choices."""
         params: Params = {}
@@ -276,6 +289,11 @@ def _plain(value: Any) -> Any:
 def label(params: Params) -> str:
     """Short and recognisable: the sampled values, keys without their path."""
     return " ".join(f"{key.split('.')[-1]}={_short(value)}" for key, value in params.items()) or "defaults"
+
+
+def title(number: int, label: str) -> str:
+    """Of a trial's MLflow run; what tells it from others stands first, as lists cut names off."""
+    return f"{label} #{number}"
 
 
 def _short(value: Any) -> str:

@@ -84,7 +84,7 @@ def record_and_train(cfg, data, judgement):
     job = Job.of(cfg, start=Spool(Path(cfg.dir)).attempts() + 1)
     run._claim(job)
     spool = Spool(job.place.folder, job.key.start)
-    run._describe(spool, job, cfg)
+    run.describe(spool, job, cfg)
     torch.manual_seed(0)
     model = nn.Linear(1, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

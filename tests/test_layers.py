@@ -23,6 +23,8 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
     "ghm/cluster.py": (set(), {"ray", "grpc"}),
     "ghm/job.py": ({"ghm.provenance", "ghm.secrets"}, {"omegaconf"}),
     "ghm/resume.py": ({"ghm.job", "ghm.parts"}, {"torch"}),
+    "ghm/choices.py": (set(), {"hydra", "omegaconf"}),
+    "ghm/description.py": ({"ghm.job", "ghm.parts", "ghm.provenance", "ghm.tracking"}, {"omegaconf"}),
     "ghm/secrets.py": (set(), set()),
     "ghm/failure.py": (set(), set()),
     "ghm/paths.py": (set(), {"omegaconf"}),
@@ -57,6 +59,7 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
     "ghm/run.py": (
         {
             "ghm.cluster",
+            "ghm.description",
             "ghm.failure",
             "ghm.group",
             "ghm.job",
@@ -79,6 +82,7 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
     "ghm/verbs": (
         {
             "ghm",
+            "ghm.choices",
             "ghm.data",
             "ghm.failure",
             "ghm.fetch",
@@ -88,6 +92,7 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
             "ghm.report",
             "ghm.run",
             "ghm.scoring",
+            "ghm.secrets",
             "ghm.tracking",
             "ghm.training",
             "ghm.verbs",
@@ -102,6 +107,7 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
         {
             "sweeps",
             "ghm.carried",
+            "ghm.choices",
             "ghm.cluster",
             "ghm.failure",
             "ghm.job",

@@ -10,10 +10,11 @@ import jinja2
 from rich import box
 from rich.table import Table
 
+from ghm.report import note
 from ghm.report.figures import figures
 from ghm.report.sweep import SweepResult
 from ghm.secrets import hidden
-from ghm.tracking import Tracker
+from ghm.tracking import Tracker, link, run_link
 from sweeps.states import State
 
 COLUMNS = ("rank", "trial", "settings", "val/AP", "AP50", "AP75", "img/s", "min")
@@ -59,14 +60,16 @@ def write(sweep: SweepResult, tracker: Tracker, folder: Path) -> Path:
     """Write figures and page below `folder` and to the sweep's MLflow run; the page's path."""
     folder.mkdir(parents=True, exist_ok=True)
     run = tracker.run(sweep.run_id)
-    images = []
+    images, figures_written = [], []
     for name, caption, figure in figures(sweep):
         path = folder / f"{name}.png"
         figure.savefig(path)
         run.log_file(path, "figures")
+        figures_written.append(path.name)
         images.append((caption, base64.b64encode(path.read_bytes()).decode()))
+    note.write(sweep, tracker, verdict(sweep), ranking(sweep), figures_written)
     page = folder / "index.html"
-    page.write_text(_page(sweep, images, ui_command(tracker)))
+    page.write_text(_page(sweep, images, tracker))
     table = folder / "ranking.csv"
     table.write_text(sweep.trials.to_csv(index=False))
     for path in (page, table):
@@ -84,7 +87,7 @@ def ui_command(tracker: Tracker) -> str:
     return f"MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false {server}"
 
 
-def _page(sweep: SweepResult, images: list[tuple[str, str]], ui: str) -> str:
+def _page(sweep: SweepResult, images: list[tuple[str, str]], tracker: Tracker) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
     )
@@ -95,10 +98,13 @@ def _page(sweep: SweepResult, images: list[tuple[str, str]], ui: str) -> str:
         counts=counts,
         verdict=verdict(sweep),
         columns=_columns(sweep),
-        rows=ranking(sweep),
+        rows=list(zip(sweep.trials["run_id"], ranking(sweep), strict=True)),
+        run_link=run_link(hidden(tracker.uri), tracker.experiment_id),
+        view=link(hidden(tracker.uri), tracker.experiment_id, sweep.key),
         images=images,
         failures=failed[["trial", "label", "error"]].to_numpy().tolist(),
-        ui=ui,
+        ui=ui_command(tracker),
+        local=tracker.uri.startswith("sqlite:"),
     )
 
 

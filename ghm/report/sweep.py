@@ -2,13 +2,15 @@
 
 import json
 from dataclasses import dataclass
+from datetime import datetime
 
 import pandas as pd
 
 from ghm.secrets import hidden
-from ghm.tracking import Tracker
+from ghm.tracking import Record, Tracker
 from sweeps.states import State
 
+CHANCE = "val/chance_AP50"  # a param, as it is of the data
 Curves = dict[str, dict[int, list[tuple[int, float]]]]
 
 
@@ -19,27 +21,33 @@ class SweepResult:
 
     name: str
     run_id: str  # of the sweep itself
+    key: str  # of its record
     objective: str
     keys: list[str]
     trials: pd.DataFrame
     curves: Curves
+    about: dict[str, str]  # when, by whom, on what, by which command
 
     @property
     def done(self) -> pd.DataFrame:
         return self.trials[(self.trials["state"] == State.DONE) & self.trials[self.objective].notna()]
 
     @property
+    def group(self) -> str | None:
+        """The first swept key that chooses between names."""
+        return next((key for key in self.keys if self.trials[key].dropna().map(type).eq(str).all()), None)
+
+    @property
     def groups(self) -> dict[int, str]:
-        """What is compared, by trial: the value of the first swept key that chooses between names."""
-        for key in self.keys:
-            if self.trials[key].dropna().map(type).eq(str).all():
-                return dict(zip(self.trials["trial"], self.trials[key].astype(str), strict=True))
-        return dict.fromkeys(self.trials["trial"], "all")
+        """What is compared, by trial: its value of `group`."""
+        if self.group is None:
+            return dict.fromkeys(self.trials["trial"], "all")
+        return dict(zip(self.trials["trial"], self.trials[self.group].astype(str), strict=True))
 
     @property
     def chance(self) -> float:
         """AP50 of boxes that know the data but not the image, see `scoring.chance`."""
-        return float(self.trials["val/chance_AP50"].max())
+        return float(self.trials[CHANCE].max())
 
     @property
     def learned(self) -> bool:
@@ -64,7 +72,8 @@ def load(tracker: Tracker, name: str, key: str | None = None, maximize: bool = T
     rows: list[dict[str, object]] = []
     curves: Curves = {objective: {}}
     keys: dict[str, None] = {}  # in order of appearance
-    for run in tracker.children(parent.info.run_id):
+    children = tracker.children(parent.info.run_id)
+    for run in children:
         state = run.data.tags.get("sweep.state")
         if state not in (State.DONE, State.PRUNED, State.FAILED) or "sweep.trial" not in run.data.tags:
             continue
@@ -72,13 +81,47 @@ def load(tracker: Tracker, name: str, key: str | None = None, maximize: bool = T
         keys |= dict.fromkeys(params)
         minutes = (run.info.end_time - run.info.start_time) / 60_000
         error = run.data.tags.get("error", "").strip().splitlines()[-1:]
-        row = {"trial": trial, "label": run.info.run_name.split(" ", 1)[-1], "state": state, "minutes": minutes}
-        rows.append(row | {"run_id": run.info.run_id, "error": "".join(error)} | params | run.data.metrics)
+        row = {"trial": trial, "label": run.info.run_name.rsplit(" #", 1)[0], "state": state, "minutes": minutes}
+        chance = {key: float(value) for key, value in run.data.params.items() if key == CHANCE}
+        rows.append(row | {"run_id": run.info.run_id, "error": "".join(error)} | params | run.data.metrics | chance)
         for metric, of_trial in curves.items():
             of_trial[trial] = tracker.history(run.info.run_id, metric)
     if not rows:
         raise ValueError(f"hydra.sweeper.study_name={name}: no trial of this sweep has ended; run it on")
-    columns = ["trial", "state", objective, "val/AP50", "val/AP75", "val/chance_AP50", "time/images_per_s"]
+    columns = ["trial", "state", objective, "val/AP50", "val/AP75", CHANCE, "time/images_per_s"]
     trials = pd.DataFrame(rows).reindex(columns=list(dict.fromkeys([*columns, *pd.DataFrame(rows).columns])))
     trials = trials.sort_values(objective, ascending=not maximize, na_position="last").reset_index(drop=True)
-    return SweepResult(name, parent.info.run_id, objective, list(keys), trials, curves)
+    return SweepResult(
+        name,
+        parent.info.run_id,
+        parent.data.tags["ghm.key"],
+        objective,
+        list(keys),
+        trials,
+        curves,
+        _about(parent, children),
+    )
+
+
+def _about(parent: Record, children: list[Record]) -> dict[str, str]:
+    """What a reader asks of a sweep beside its numbers; what an older record does not say is left out."""
+    tags = parent.data.tags
+    data = {
+        f"{one.dataset.name} {one.dataset.digest}: {_counts(one.dataset.profile)}": None
+        for run in children[:1]
+        for one in run.inputs.dataset_inputs
+    }
+    begun = datetime.fromtimestamp(parent.info.start_time / 1000).strftime("%Y-%m-%d %H:%M")
+    told = {
+        "command": tags.get("mlflow.source.name", ""),
+        "begun": begun,
+        "by": tags.get("mlflow.user", ""),
+        "commit": tags.get("mlflow.source.git.commit", ""),
+        "data": "; ".join(data),
+        "machine": tags.get("machine", ""),
+    }
+    return {name: text for name, text in told.items() if text}
+
+
+def _counts(profile: str) -> str:
+    return ", ".join(f"{number} {kind}" for kind, number in json.loads(profile).items())

@@ -1,8 +1,25 @@
 """The only door to MLflow. What a run records goes to its folder first (spool) and is sent from there (sender)."""
 
-from ghm.tracking.client import Away, Run, Tracker
+from mlflow.entities import Run as Record
+
+from ghm.tracking.client import Away, Point, Run, Tracker
 from ghm.tracking.mirror import agree
 from ghm.tracking.sender import Sender, waiting
+from ghm.tracking.shared_view import link, run_link, shared_view
 from ghm.tracking.spool import SPOOL, Spool
 
-__all__ = ["SPOOL", "Away", "Run", "Sender", "Spool", "Tracker", "agree", "waiting"]
+__all__ = [
+    "SPOOL",
+    "Away",
+    "Point",
+    "Record",
+    "Run",
+    "Sender",
+    "Spool",
+    "Tracker",
+    "agree",
+    "link",
+    "run_link",
+    "shared_view",
+    "waiting",
+]

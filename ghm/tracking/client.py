@@ -1,5 +1,6 @@
 """Talking to MLflow: one experiment a project, a parent run a sweep, a child run a trial, found by keys of ours."""
 
+import json
 import os
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,13 +9,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.entities import Run as Record
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
 
 from ghm.secrets import hidden
+from ghm.tracking.shared_view import TAG
 from sweeps.states import State
 
 BATCH = 100  # MLflow takes at most 100 parameters or tags, and 1000 metrics, in one call
@@ -87,6 +89,20 @@ class Run:
         for start in range(0, len(entries), BATCH):
             with _answering():
                 self._client.log_batch(self.run_id, params=entries[start : start + BATCH])
+
+    def log_datasets(self, datasets: Sequence[Mapping[str, str]]) -> None:
+        """Each with name, digest, context, source and profile."""
+        inputs = [
+            DatasetInput(
+                Dataset(
+                    one["name"], one["digest"], "ghm", json.dumps({"config": one["source"]}), profile=one["profile"]
+                ),
+                [InputTag("mlflow.data.context", one["context"])],
+            )
+            for one in datasets
+        ]
+        with _answering():
+            self._client.log_inputs(self.run_id, inputs)
 
     def set_tags(self, tags: Mapping[str, object]) -> None:
         with _answering():
@@ -204,6 +220,11 @@ class Tracker:
     def sweeps(self, name: str) -> list[Record]:
         """The parent runs of all sweeps of this name, whoever began them."""
         return self._search(f"tags.`sweep.name` = '{name}' and tags.`sweep.kind` = 'sweep'")
+
+    def share(self, key: str, view: str) -> None:
+        """Keep a view of the experiment under a key; see `shared_view`."""
+        with _answering():
+            self.client.set_experiment_tag(self.experiment_id, f"{TAG}{key}", view)
 
     def run(self, run_id: str) -> Run:
         """A run to write to, whatever its state."""

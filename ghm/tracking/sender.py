@@ -72,6 +72,8 @@ def send(folder: Path, tracker: Tracker) -> None:
                 send(folder, tracker)
                 return
             sent.attempt = entry["attempt"]
+        elif "share" in entry:
+            _try(folder, tracker.share, entry["share"], entry["view"])
         elif entry:
             flush()
             assert sent.run_id is not None, "a record begins with its start"
@@ -95,6 +97,8 @@ def _new_points(entry: dict[str, Any], sent: Sent) -> list[Point]:
 def _send(folder: Path, entry: dict[str, Any], run: Run, sent: Sent) -> None:
     if "params" in entry:
         _try(folder, run.log_params, entry["params"])
+    elif "datasets" in entry:
+        _try(folder, run.log_datasets, entry["datasets"])
     elif "tags" in entry:
         _try(folder, run.set_tags, entry["tags"])
     elif "text" in entry:

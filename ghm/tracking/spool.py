@@ -4,7 +4,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,14 @@ class Spool:
     def last_step(self) -> int:
         """Of all metrics written; -1 without any."""
         return max((entry["step"] for entry in self.entries() if "metrics" in entry), default=-1)
+
+    def log_datasets(self, datasets: Sequence[Mapping[str, str]]) -> None:
+        """What the run reads: name, digest, context, source and profile of each."""
+        self._append(datasets=[{key: hidden(value) for key, value in dataset.items()} for dataset in datasets])
+
+    def share(self, key: str, view: str) -> None:
+        """A view of runs that MLflow is to keep under this key."""
+        self._append(share=key, view=view)
 
     def log_params(self, params: Mapping[str, object]) -> None:
         self._append(params={key: hidden(str(value)) for key, value in params.items()})

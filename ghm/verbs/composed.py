@@ -10,6 +10,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from ghm import choices
 from ghm.paths import CONF
 from ghm.provenance import record
 
@@ -40,6 +41,7 @@ def run(task: Callable[[DictConfig], Any], config: str) -> Any:
     @functools.wraps(task)
     def quiet(cfg: DictConfig) -> Any:
         try:
+            choices.note(cfg)
             record(Path(cfg.cwd) / cfg.dir, cfg, HydraConfig.get().overrides.task)
             results.append(task(cfg))
         except BaseException as error:

@@ -9,7 +9,8 @@ from rich.console import Console
 
 from ghm.failure import Failed
 from ghm.report import page, sweep
-from ghm.tracking import SPOOL, Away, Spool, Tracker, waiting
+from ghm.secrets import hidden
+from ghm.tracking import SPOOL, Away, Spool, Tracker, link, shared_view, waiting
 from ghm.verbs import composed
 
 
@@ -30,7 +31,14 @@ def report(config: DictConfig) -> None:
     path = page.write(result, tracker, folder / "report")
     console = Console()
     console.print(page.terminal_table(result))
-    for line in (page.verdict(result), f"Page:      {path}", f"MLflow UI: {page.ui_command(tracker)}"):
+    maximize = settings.direction == "maximize"
+    tracker.share(
+        result.key, shared_view(result.key, result.name, result.objective, result.keys, result.group, maximize)
+    )
+    where = [f"Page:      {path}", f"MLflow UI: {link(hidden(tracker.uri), tracker.experiment_id, result.key)}"]
+    if tracker.uri.startswith("sqlite:"):
+        where.insert(1, f"Serve it:  {page.ui_command(tracker)}")
+    for line in (page.verdict(result), *where):
         console.print(line, soft_wrap=True, highlight=False)
     if not len(result.done):
         raise Failed("no trial finished; the page lists what they failed of")

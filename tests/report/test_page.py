@@ -1,12 +1,13 @@
 """The report of a sweep whose numbers are known."""
 
 import json
+import re
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from ghm.report import page, sweep
+from ghm.report import note, page, sweep
 from ghm.tracking import Sender, Spool, Tracker
 
 TRIALS = [  # params, AP per epoch, state
@@ -31,8 +32,8 @@ def record(tracker: Tracker, chance: float = 0.01) -> None:
     for number, (params, curve, state) in enumerate(TRIALS):
         label = " ".join(f"{key.split('.')[-1]}={value}" for key, value in params.items())
         run = Spool(Path("s") / str(number))
-        run.start(f"{number:03d} {label}", {"sweep.trial": number, "sweep.params": json.dumps(params)}, parent="s")
-        run.log_metrics({"val/chance_AP50": chance}, step=0)
+        run.start(f"{label} #{number}", {"sweep.trial": number, "sweep.params": json.dumps(params)}, parent="s")
+        run.log_params({"val/chance_AP50": chance})
         for epoch, value in enumerate(curve, start=1):
             metrics = {"val/AP": value, "val/AP50": 1.5 * value, "val/AP75": 0.5 * value, "time/images_per_s": 100.0}
             run.log_metrics(metrics, step=epoch)
@@ -86,12 +87,36 @@ def test_the_page_is_one_file_with_every_figure_and_no_markup_from_outside(track
     assert "val/AP over loss.cls.bins" not in text  # one finished value is no curve
     assert "&lt;b&gt;out of memory&lt;/b&gt;" in text
     assert 'src="http' not in text
-    assert 'href="http' not in text
+    assert set(re.findall(r'href="(http[^/]*//[^/]*)/', text)) == {"http://127.0.0.1:5000"}  # MLflow's pages
     table = pd.read_csv("report/ranking.csv")
     assert list(table["trial"][:3]) == [1, 2, 0]
     [parent] = tracker.sweeps("s")
     kept = {file.path for file in tracker.client.list_artifacts(parent.info.run_id, "figures")}
     assert {"figures/ranking.png", "figures/learning_curves.png", "figures/by_loss.png"} <= kept
+
+
+def test_the_sweeps_own_run_says_what_came_of_it(tracker):
+    record(tracker)
+    result = sweep.load(tracker, "s")
+    page.write(result, tracker, Path("report"))
+    run = tracker.client.get_run(result.run_id)
+    assert run.data.metrics == {"val/AP": 0.4}
+    best = {"best.trial": "1", "best.loss": "focal", "best.loss.cls.gamma": "1.5"}
+    assert best.items() <= run.data.tags.items()
+    text = run.data.tags["mlflow.note.content"]
+    assert text.startswith("**Best: loss=focal gamma=1.5 with val/AP 0.400")
+    [winner] = [one.info.run_id for one in tracker.children(result.run_id) if one.data.tags["sweep.trial"] == "1"]
+    assert f"|1|[loss=focal gamma=1.5 #1](#/experiments/1/runs/{winner})|0.400|" in text
+    assert f"![](get-artifact?path=figures/learning_curves.png&run_uuid={result.run_id})" in text
+
+
+def test_a_ranking_too_long_for_a_note_is_cut(tracker, monkeypatch):
+    monkeypatch.setattr("ghm.report.note.MOST", 2)
+    record(tracker)
+    result = sweep.load(tracker, "s")
+    text = note.note(result, "1", "verdict", page.ranking(result), [])
+    assert text.count("#/experiments/1/runs/") == 2
+    assert "and 3 more" in text
 
 
 def test_an_unknown_sweep_is_named(tracker):

@@ -23,16 +23,16 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
 
 
-def password() -> str:
-    found = re.search(r"^POSTGRES_PASSWORD=(.*)$", Path(".env").read_text(), re.MULTILINE)
-    assert found is not None
-    return found[1]
+def passwords() -> dict[str, str]:
+    lines = [line.split("=", 1) for line in Path(".env").read_text().splitlines() if re.match(r"\w+=", line)]
+    return {name: value for name, value in lines if name.endswith(("_PASSWORD", "_SECRET"))}
 
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> None:
     for name in ("Makefile", "docker-compose.yml", ".env.example"):
         shutil.copy(ROOT / name, tmp_path)
+    shutil.copytree(ROOT / "services", tmp_path / "services")
 
 
 @pytest.fixture
@@ -49,8 +49,8 @@ def secrets(checkout: None) -> subprocess.CompletedProcess[str]:
 def test_the_file_is_valid_with_the_secrets_that_make_writes(secrets, compose):
     result = run("docker", "compose", "config")
     assert result.returncode == 0, result.stderr
-    assert set(yaml.safe_load(result.stdout)["services"]) == {"postgres", "mlflow"}
-    assert password() in result.stdout
+    assert set(yaml.safe_load(result.stdout)["services"]) == {"postgres", "mlflow", "dashboard"}
+    assert all(secret in result.stdout for secret in passwords().values())
 
 
 @pytest.mark.parametrize("example", [True, False], ids=["empty password", "no .env"])
@@ -59,15 +59,15 @@ def test_without_a_password_nothing_starts_and_the_remedy_is_named(example, comp
         shutil.copy(".env.example", ".env")
     result = run("docker", "compose", "config")
     assert result.returncode != 0
-    assert "POSTGRES_PASSWORD" in result.stderr
+    assert "_PASSWORD" in result.stderr
     assert "run `make secrets`" in result.stderr
 
 
-def test_only_this_machine_reaches_mlflow_and_nobody_the_database():
-    assert SERVICES["mlflow"]["ports"]
-    assert all(port.startswith("127.0.0.1:") for service in SERVICES.values() for port in service.get("ports", []))
-    assert "ports" not in SERVICES["postgres"]
-    assert all("network_mode" not in service for service in SERVICES.values())
+def test_only_this_machine_reaches_any_of_them():
+    for name, service in SERVICES.items():
+        assert service["ports"], name
+        assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+        assert "network_mode" not in service
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -77,35 +77,53 @@ def test_every_service_can_be_left_alone(name):
     assert service["restart"] == "unless-stopped"
     assert service["healthcheck"]["test"][0] == "CMD"
     assert service["mem_limit"]
+    assert service["pids_limit"]
     assert {"max-size", "max-file"} <= set(service["logging"]["options"])
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_no_service_is_root_or_writes_outside_its_volumes(name):
+    service = SERVICES[name]
+    assert service["read_only"]
+    assert service["cap_drop"] == ["ALL"]
+    assert "no-new-privileges:true" in service["security_opt"]
+    if "build" in service:
+        assert re.search(r"^USER (?!root)\w+", (ROOT / service["build"]["dockerfile"]).read_text(), re.MULTILINE)
+    else:
+        assert service["user"] not in ("root", "0")
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_password_stands_in_a_committed_file(path):
     text = path.read_text()
-    for value in re.findall(r"\w*(?:PASSWORD|SECRET|TOKEN)\w*\s*[:=][ \t]*(\S*)", text):
-        assert value == "" or value.startswith(("${POSTGRES_PASSWORD:?", "?")), value
+    for value in re.findall(r"^\s*(?:- )?\w*(?:PASSWORD|SECRET|TOKEN)\w*[:=][ \t]*(\S*)", text, re.MULTILINE):
+        assert value == "" or re.match(r"\$\{\w+:\?run$|\$[\w{]+", value), value
     assert not re.search(r"://[^/\s:@]*:[^/\s@]+@", text)
 
 
-def test_secrets_are_random_and_for_their_owner_alone(secrets):
+def test_secrets_are_random_each_another_and_for_their_owner_alone(secrets):
     assert secrets.returncode == 0, secrets.stderr
     assert stat.S_IMODE(Path(".env").stat().st_mode) == 0o600
-    first = password()
-    assert re.fullmatch(r"[0-9a-f]{48}", first)
-    assert first not in secrets.stdout + secrets.stderr
+    first = passwords()
+    assert len(set(first.values())) == len(first) == 6
+    assert all(re.fullmatch(r"[0-9a-f]{48}", secret) for secret in first.values())
+    assert not [secret for secret in first.values() if secret in secrets.stdout + secrets.stderr]
     Path(".env").unlink()
     run("make", "secrets", f"PYTHON={sys.executable}")
-    assert password() != first
+    assert not set(passwords().values()) & set(first.values())
 
 
-def test_secrets_that_exist_are_kept(secrets):
-    before = Path(".env").read_text()
+def test_secrets_that_exist_are_kept_and_those_of_a_newer_version_added(secrets):
+    before = passwords()
+    kept = [line for line in Path(".env").read_text().splitlines() if not line.startswith("MLFLOW_WRITER_PASSWORD")]
+    Path(".env").write_text("\n".join([*kept, "MINE=1"]))
     again = run("make", "secrets", f"PYTHON={sys.executable}")
-    assert again.returncode != 0
-    assert "exists and is kept" in again.stderr
-    assert Path(".env").read_text() == before
+    assert "MLFLOW_WRITER_PASSWORD written" in again.stdout
+    after = passwords()
+    assert "MINE=1" in Path(".env").read_text().splitlines()
+    assert after.pop("MLFLOW_WRITER_PASSWORD") != before.pop("MLFLOW_WRITER_PASSWORD")
+    assert after == before
 
 
 def test_the_secrets_are_never_committed():
-    assert ".env" in (ROOT / ".gitignore").read_text().splitlines()
+    assert {".env", ".env.partial", "backups/"} <= set((ROOT / ".gitignore").read_text().splitlines())

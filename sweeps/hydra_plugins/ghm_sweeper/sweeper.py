@@ -29,13 +29,14 @@ class GHMSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> float | None:
         """Check, then run or continue the sweep; its best value, if any trial has one."""
-        from ghm.provenance import record
+        from ghm import choices
+        from ghm.provenance import command, record
         from ghm.tracking import Spool, Tracker
         from sweeps.composer import Composer
         from sweeps.controller import SweepFailed
         from sweeps.draw import Search
         from sweeps.launch import Incomplete, run_sweep
-        from sweeps.space import parse
+        from sweeps.space import parse, title
 
         settings, tracking = self.settings, self.master.tracking
         sweep = self._sweep()
@@ -50,8 +51,9 @@ class GHMSweeper(Sweeper):
         def compose(number: int, params: dict[str, Any], label: str, context: dict[str, Any]) -> dict[str, Any]:
             overrides = space.overrides(params)
             cfg = composer.compose(overrides)
+            choices.note(cfg)
             cfg.dir = str(sweep.folder / f"{number:04d}")
-            trial = {"trial": number, "label": f"{number:03d} {label}", "params": json.dumps(params)}
+            trial = {"trial": number, "label": title(number, label), "params": json.dumps(params), "command": command()}
             OmegaConf.update(cfg, "trial", trial | context)
             container: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)
             record(Path(cfg.dir), cfg, overrides)

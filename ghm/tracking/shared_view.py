@@ -1,0 +1,96 @@
+"""A sweep as MLflow's UI opens on it: its trials alone, the columns that matter, and charts of the objective.
+
+MLflow keeps a view that is shared by a link in a tag of the experiment: JSON with a name, times and the state of the
+page, deflated. Its own pages write it so (MLflow 3.17, `mlflow.sharedViewState.KEY`).
+"""
+
+import base64
+import json
+import time
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+TAG = "mlflow.sharedViewState."
+LOCAL = "http://127.0.0.1:5000"  # where `mlflow server` listens unless told otherwise
+CURVES = ("val/AP50", "val/AP75", "train/ce", "train/loss")
+COLUMNS = ("val/AP", "val/AP50", "val/AP75", "time/images_per_s")
+OTHERS = ("val", "train", "time")  # what MLflow calls the sections that it adds; ours stands before them
+
+
+def shared_view(key: str, name: str, objective: str, swept: Sequence[str], group: str | None, maximize: bool) -> str:
+    """The content of the tag `TAG + key`, for the sweep whose record has this key.
+
+    `swept`: keys; `group`: the one by whose values the curves are averaged, with a band, if any.
+    """
+    packed = zlib.compress(json.dumps(_state(key, objective, swept, group, maximize)).encode(), 9)
+    now = int(time.time() * 1000)
+    state = f"deflate;{base64.b64encode(packed).decode()}"
+    return json.dumps({"name": name, "createdAt": now, "updatedAt": now, "state": state})
+
+
+def link(uri: str, experiment: str, key: str) -> str:
+    """To the view. `uri` is the tracking server's; a database is meant to be served at `LOCAL`."""
+    server = LOCAL if uri.startswith("sqlite:") else uri.rstrip("/")
+    return (
+        f"{server}/#/experiments/{experiment}/runs?workflowType=machine_learning&viewStateShareKey={key}"
+        "&compareRunsMode=CHART"
+    )
+
+
+def run_link(uri: str, experiment: str) -> str:
+    """To a run's page, but for the run's id at its end."""
+    server = LOCAL if uri.startswith("sqlite:") else uri.rstrip("/")
+    return f"{server}/#/experiments/{experiment}/runs/"
+
+
+def _state(key: str, objective: str, swept: Sequence[str], group: str | None, maximize: bool) -> dict[str, Any]:
+    charts = [_curve(name) for name in dict.fromkeys((objective, *CURVES))]
+    charts += [_chart("BAR", f"bar-{objective}", metricKey=objective, displayName=f"{objective}, last epoch")]
+    if len(swept) > 1:
+        charts.append(_chart("PARALLEL", "parallel", selectedParams=list(swept), selectedMetrics=[objective]))
+    sections = [("ours", "Objective", True), *((name, name, False) for name in OTHERS)]
+    return {
+        "searchFilter": f"tags.`ghm.key` LIKE '{key}-%'",
+        "orderByKey": _column("metrics", objective),
+        "orderByAsc": not maximize,
+        "selectedColumns": [
+            *(_column("params", one) for one in swept),
+            *(_column("metrics", one) for one in dict.fromkeys((objective, *COLUMNS))),
+            _column("tags", "sweep.state"),
+        ],
+        "groupBy": group and {"aggregateFunction": "average", "groupByKeys": [{"mode": "param", "groupByData": group}]},
+        "useGroupedValuesInCharts": True,
+        "runsHiddenMode": "SHOW_ALL",
+        "compareRunCharts": charts,
+        "compareRunSections": [
+            {"uuid": uuid, "name": title, "display": shown, "isReordered": True} for uuid, title, shown in sections
+        ],
+        "isAccordionReordered": True,
+    }
+
+
+def _curve(metric: str) -> dict[str, Any]:
+    return _chart(
+        "LINE",
+        f"curve-{metric}",
+        metricKey=metric,
+        displayName=metric,
+        xAxisKey="step",
+        yAxisKey="metric",
+        scaleType="linear",
+        xAxisScaleType="linear",
+        lineSmoothness=0,
+        range={},
+        useGlobalXaxisKey=True,
+        useGlobalLineSmoothing=True,
+    )
+
+
+def _chart(kind: str, uuid: str, **settings: Any) -> dict[str, Any]:
+    common = {"type": kind, "uuid": uuid, "metricSectionId": "ours", "deleted": False, "isGenerated": False}
+    return common | {"runsCountToCompare": 100} | settings
+
+
+def _column(kind: str, name: str) -> str:
+    return f"{kind}.`{name}`"

@@ -1,0 +1,204 @@
+"""The tracking service as it is started, broken and restored; needs a Docker engine: make test-services."""
+
+import base64
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import optuna
+import pytest
+from mlflow.tracking import MlflowClient
+
+ROOT = Path(__file__).resolve().parents[2]
+PORTS = {"MLFLOW_PORT": "15000", "POSTGRES_PORT": "15432", "DASHBOARD_PORT": "18080"}
+SERVER, PROJECT = "http://127.0.0.1:15000", "ghm-test"
+SEARCH = "/api/2.0/mlflow/experiments/search?max_results=1"
+pytestmark = pytest.mark.services
+
+
+class Stack:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        names = re.compile(r"POSTGRES_|MLFLOW_|OPTUNA_|PG|COMPOSE_|MAKE|MFLAGS")
+        plain = {key: value for key, value in os.environ.items() if not names.match(key)}
+        self.environment = plain | PORTS | {"COMPOSE_PROJECT_NAME": PROJECT}
+
+    def run(self, *command: str, seconds: float = 400) -> str:
+        ended = subprocess.run(
+            command, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=seconds
+        )
+        assert ended.returncode == 0, f"{command}: {ended.stdout[-3000:]}{ended.stderr[-3000:]}"
+        return ended.stdout + ended.stderr
+
+    def compose(self, *words: str) -> str:
+        return self.run("docker", "compose", *words)
+
+    def secret(self, name: str) -> str:
+        found = re.search(rf"^{name}=(.*)$", (self.folder / ".env").read_text(), re.MULTILINE)
+        assert found is not None
+        return found[1]
+
+    def change(self, name: str, value: str) -> None:
+        env = self.folder / ".env"
+        env.write_text(re.sub(rf"^{name}=.*$", f"{name}={value}", env.read_text(), flags=re.MULTILINE))
+
+    @property
+    def storage(self) -> str:
+        return f"postgresql+psycopg2://optuna:{self.secret('OPTUNA_DB_PASSWORD')}@127.0.0.1:15432/optuna"
+
+    def client(self, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "writer")
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", self.secret("MLFLOW_WRITER_PASSWORD"))
+        return MlflowClient(SERVER)
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    if shutil.which("docker") is None or subprocess.run(["docker", "info"], capture_output=True).returncode:
+        pytest.skip("no Docker engine runs here")
+    folder = tmp_path_factory.mktemp("stack")
+    for name in ("Makefile", "docker-compose.yml", ".env.example", "constraints.txt"):
+        shutil.copy(ROOT / name, folder)
+    shutil.copytree(ROOT / "services", folder / "services")
+    stack = Stack(folder)
+    stack.run("make", "secrets", f"PYTHON={sys.executable}")
+    try:
+        stack.compose("up", "-d", "--wait", "--build")
+        yield stack
+    finally:
+        if "GHM_KEEP_STACK" not in os.environ:
+            stack.compose("down", "-v", "--remove-orphans")
+
+
+def status(path: str, user: tuple[str, str] | None = None, host: str | None = None, method: str = "GET") -> int:
+    headers = {} if host is None else {"Host": host}
+    if user is not None:
+        headers["Authorization"] = f"Basic {base64.b64encode(':'.join(user).encode()).decode()}"
+    body = b"{}" if method in ("POST", "PUT") else None
+    request = urllib.request.Request(SERVER + path, body, headers | {"Content-Type": "application/json"}, method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_all_services_are_healthy(stack):
+    listed = [json.loads(line) for line in stack.compose("ps", "-a", "--format", "json").splitlines()]
+    assert {one["Service"]: one["Health"] for one in listed} == dict.fromkeys(
+        ("postgres", "mlflow", "dashboard"), "healthy"
+    )
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", SEARCH),
+        ("POST", "/api/2.0/mlflow/experiments/create"),
+        ("POST", "/api/2.0/mlflow/runs/log-batch"),
+        ("GET", "/api/2.0/mlflow-artifacts/artifacts?path="),
+        ("PUT", "/api/2.0/mlflow-artifacts/artifacts/x/y"),
+        ("GET", "/get-artifact?path=x&run_uuid=y"),
+        ("GET", "/ajax-api/2.0/mlflow/experiments/search?max_results=1"),
+        ("GET", "/metrics"),
+        ("GET", "/"),
+    ],
+)
+def test_nobody_reads_or_writes_without_an_account(stack, method, path):
+    assert status(path, method=method) == 401
+    assert status(path, ("writer", "a-wrong-password"), method=method) == 401
+
+
+def test_the_writer_gets_in_by_a_known_name_alone(stack):
+    writer = ("writer", stack.secret("MLFLOW_WRITER_PASSWORD"))
+    assert status(SEARCH, writer) == 200
+    assert status(SEARCH, writer, host="evil.example") == 403
+    assert status("/api/2.0/mlflow/users/list", writer) == 403
+
+
+def log(client: MlflowClient, name: str, folder: Path, count: int = 50) -> str:
+    experiment = client.create_experiment(name)
+    run = client.create_run(experiment).info.run_id
+    for step in range(count):
+        client.log_metric(run, "val/AP", step / count, step=step)
+    (folder / "last.pt").write_bytes(b"weights" * 1000)
+    client.log_artifact(run, str(folder / "last.pt"), "checkpoints")
+    return run
+
+
+def kept(client: MlflowClient, run: str, folder: Path, count: int = 50) -> bool:
+    history = client.get_metric_history(run, "val/AP")
+    file = Path(client.download_artifacts(run, "checkpoints/last.pt", str(folder)))
+    return len(history) == count and file.read_bytes() == b"weights" * 1000
+
+
+def test_what_is_recorded_outlives_kills_of_either_server_and_a_restart(stack, monkeypatch, tmp_path):
+    client = stack.client(monkeypatch)
+    run = log(client, "outlives", tmp_path)
+    for service in ("mlflow", "postgres"):
+        stack.compose("kill", "-s", "KILL", service)
+        stack.compose("up", "-d", "--wait")
+        assert kept(client, run, tmp_path), service
+    stack.compose("restart")
+    stack.compose("up", "-d", "--wait")
+    assert kept(client, run, tmp_path)
+
+
+def test_a_study_is_kept_there_and_shown_by_the_dashboard(stack):
+    optuna.create_study(storage=stack.storage, study_name="shown", load_if_exists=True)
+    with urllib.request.urlopen("http://127.0.0.1:18080/api/studies", timeout=10) as answer:
+        assert "shown" in answer.read().decode()
+
+
+def test_changed_passwords_hold_after_the_next_start_and_the_old_ones_do_not(stack, monkeypatch):
+    before = {
+        name: stack.secret(name) for name in ("MLFLOW_DB_PASSWORD", "OPTUNA_DB_PASSWORD", "MLFLOW_WRITER_PASSWORD")
+    }
+    for name in before:
+        stack.change(name, "another-" + before[name])
+    stack.compose("up", "-d", "--wait")
+    assert status(SEARCH, ("writer", stack.secret("MLFLOW_WRITER_PASSWORD"))) == 200
+    deadline = time.monotonic() + 90  # a password that was right is remembered for a minute
+    while (was := status(SEARCH, ("writer", before["MLFLOW_WRITER_PASSWORD"]))) != 401:
+        assert time.monotonic() < deadline, was
+        time.sleep(3)
+    optuna.create_study(storage=stack.storage, study_name="changed", load_if_exists=True)
+
+
+def test_a_backup_brings_databases_and_artifacts_back_after_the_volumes_are_gone(stack, monkeypatch, tmp_path):
+    client = stack.client(monkeypatch)
+    run = log(client, "backed up", tmp_path)
+    optuna.create_study(storage=stack.storage, study_name="backed up", load_if_exists=True)
+    said = stack.run("make", "backup")
+    folder = re.search(r"Backup: (\S+)", said)
+    assert folder is not None
+    stack.compose("down", "-v")
+    stack.compose("up", "-d", "--wait")
+    assert client.get_experiment_by_name("backed up") is None
+    stack.run("make", "restore", f"FROM={folder[1]}")
+    assert kept(client, run, tmp_path)
+    assert "backed up" in optuna.get_all_study_names(stack.storage)
+
+
+def test_the_admins_other_password_is_one_line_of_the_log(stack):
+    right, writer = stack.secret("MLFLOW_ADMIN_PASSWORD"), stack.secret("MLFLOW_WRITER_PASSWORD")
+    stack.change("MLFLOW_ADMIN_PASSWORD", "not-the-one-it-was-made-with")
+    stack.change("MLFLOW_WRITER_PASSWORD", "so-that-the-admin-is-needed")
+    try:
+        stack.run("docker", "compose", "up", "-d")
+        deadline = time.monotonic() + 150
+        while "MLFLOW_ADMIN_PASSWORD in .env is not that of the account `admin`" not in stack.compose("logs", "mlflow"):
+            assert time.monotonic() < deadline
+            time.sleep(3)
+    finally:
+        stack.change("MLFLOW_ADMIN_PASSWORD", right)
+        stack.change("MLFLOW_WRITER_PASSWORD", writer)
+        stack.compose("up", "-d", "--wait")
