@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint bench chaos format secrets backup restore test-services clean
+.PHONY: demo test test-slow lint bench chaos format secrets backup restore upgrade test-services clean
 
 demo: $(VENV)/installed
 	$(BIN)/ghm train -m +sweep=demo
@@ -48,6 +48,9 @@ backup:
 
 restore:
 	@sh services/restore.sh $(FROM)
+
+upgrade:
+	@sh services/upgrade.sh
 
 # The stack of docker-compose.yml, built, broken and restored; needs a Docker engine with Compose v2.
 test-services: $(VENV)/installed

@@ -178,6 +178,8 @@ class _Recorder:
             val = self.data.val
             for path in detections.write(judgement, val.pixels, val.class_names, folder / "figures"):
                 self.spool.log_file(path, "figures")
+                if path.name == "precision_recall.png":  # MLflow sets those side by side that stand at the top
+                    self.spool.log_file(path, "")
 
     def _refuse_overtaken(self) -> None:
         if self.spool.attempts() > self.job.key.start:

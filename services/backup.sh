@@ -4,8 +4,10 @@ set -eu
 folder=${1:-backups/$(date +%Y-%m-%d_%H-%M-%S)}
 partial=$folder.partial
 mkdir -p "$partial"
-docker compose pause mlflow >/dev/null
-trap 'docker compose unpause mlflow >/dev/null' EXIT
+if [ -n "$(docker compose ps -q --status running mlflow)" ]; then
+    docker compose pause mlflow >/dev/null
+    trap 'docker compose unpause mlflow >/dev/null' EXIT
+fi
 for name in mlflow optuna; do
     docker compose exec -T postgres pg_dump -U postgres -Fc "$name" >"$partial/$name.dump"
 done

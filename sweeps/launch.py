@@ -3,6 +3,7 @@
 import re
 import signal
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import optuna
 from omegaconf import OmegaConf
+from optuna.exceptions import ExperimentalWarning
 
 from ghm import nodes
 from ghm.cluster import connected
@@ -106,6 +108,8 @@ def run_sweep(sweep: Sweep, search: Search, task: Task, compose: Compose, tracke
             stack.enter_context(connected())
             sweep.check_fits(tracker)
             study = ledgers.create(storage, sweep.name, sweep.direction, sweep.folder)
+            with warnings.catch_warnings(category=ExperimentalWarning, action="ignore"):
+                study.set_metric_names([sweep.objective])  # as the dashboard of studies calls the value
         lease = stack.enter_context(Lease(storage, study._study_id, sweep.name, sweep.lease))
         ledgers.claim(study, search.space, sweep.direction)
         ledger = Ledger(study, search.pruner)

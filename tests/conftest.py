@@ -15,7 +15,8 @@ os.environ["OMP_NUM_THREADS"] = "1"
 @pytest.fixture(autouse=True)
 def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "GHM_DATA", "GHM_RUNS", "HYDRA_FULL_ERROR", "MLFLOW_RUN_ID"):
+    told = ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "RAY_ADDRESS", "HYDRA_FULL_ERROR")
+    for name in (*told, "GHM_DATA", "GHM_RUNS", "GHM_STORAGE", "GHM_ENV"):
         monkeypatch.delenv(name, raising=False)
 
 

@@ -110,7 +110,7 @@ class Run:
 
     def log_file(self, path: Path, folder: str) -> None:
         with _answering():
-            self._client.log_artifact(self.run_id, str(path), folder)
+            self._client.log_artifact(self.run_id, str(path), folder or None)
 
     def log_text(self, text: str, path: str) -> None:
         with _answering():

@@ -5,8 +5,11 @@
 # server's own socket, which nobody outside of this container has.
 set -eu
 
-reaches() { # name password
-    PGPASSWORD=$2 psql -qtA "host=127.0.0.1 user=$1 dbname=$1 connect_timeout=3" -c "$3" >/dev/null 2>&1
+# By the address that others use: on 127.0.0.1 the server asks for no password.
+address=$(hostname -i | cut -d' ' -f1)
+
+reaches() { # name password statement
+    PGPASSWORD=$2 psql -qtA "host=$address user=$1 dbname=$1 connect_timeout=3" -c "$3" >/dev/null 2>&1
 }
 
 make() { # name password

@@ -93,6 +93,9 @@ def tab(browser) -> Iterator[Any]:
     opened = browser.new_page(viewport={"width": 1600, "height": 1000})
     yield opened
     if folder := os.environ.get("GHM_SCREENSHOTS"):
+        if (assistant := opened.get_by_role("button", name="Close")).count():
+            assistant.first.click()  # it has no part in this
+            opened.wait_for_timeout(1500)
         test = os.environ["PYTEST_CURRENT_TEST"].split("::")[-1].split(" ")[0]
         opened.screenshot(path=Path(folder) / f"{test}.png")
     opened.close()

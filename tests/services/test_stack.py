@@ -121,7 +121,7 @@ def test_the_writer_gets_in_by_a_known_name_alone(stack):
     writer = ("writer", stack.secret("MLFLOW_WRITER_PASSWORD"))
     assert status(SEARCH, writer) == 200
     assert status(SEARCH, writer, host="evil.example") == 403
-    assert status("/api/2.0/mlflow/users/list", writer) == 403
+    assert status("/api/2.0/mlflow/users/create", writer, method="POST") == 403
 
 
 def log(client: MlflowClient, name: str, folder: Path, count: int = 50) -> str:
@@ -186,6 +186,13 @@ def test_a_backup_brings_databases_and_artifacts_back_after_the_volumes_are_gone
     stack.run("make", "restore", f"FROM={folder[1]}")
     assert kept(client, run, tmp_path)
     assert "backed up" in optuna.get_all_study_names(stack.storage)
+
+
+def test_an_upgrade_keeps_what_is_there(stack, monkeypatch, tmp_path):
+    client = stack.client(monkeypatch)
+    run = log(client, "upgraded", tmp_path)
+    assert "Upgraded" in stack.run("make", "upgrade")
+    assert kept(client, run, tmp_path)
 
 
 def test_the_admins_other_password_is_one_line_of_the_log(stack):

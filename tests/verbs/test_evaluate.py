@@ -31,6 +31,7 @@ def test_a_run_keeps_figures_of_what_it_finds(trained):
     client = MlflowClient(f"sqlite:///{trained.parent}/runs/mlflow.db")
     [run] = client.search_runs([client.get_experiment_by_name("ghm").experiment_id])
     assert {Path(entry.path).name for entry in client.list_artifacts(run.info.run_id, "figures")} == FIGURES
+    assert "precision_recall.png" in {entry.path for entry in client.list_artifacts(run.info.run_id)}  # to compare
     assert {f"val/{name}" for name in ("AR1", "AR10", "AR100", "ARs")} <= run.data.metrics.keys()
 
 

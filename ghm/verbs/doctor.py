@@ -1,0 +1,35 @@
+"""`ghm doctor`: what a command would find, what is wrong with it, and what to do."""
+
+import os
+import sys
+from pathlib import Path
+
+from omegaconf import OmegaConf
+from rich.console import Console
+
+from ghm.doctor import Asked, Finding, Level, examine
+from ghm.paths import absolute
+from ghm.verbs import composed
+from sweeps.storage import open_storage
+
+MARKS = {Level.FINE: "[green]ok[/]     ", Level.DOUBTFUL: "[yellow]doubtful[/]", Level.BROKEN: "[red]broken[/]  "}
+
+
+def main() -> None:
+    """Exit code 0 where all is fine, 1 where something is doubtful, 2 where something is broken."""
+    config = composed.of_sweep(sys.argv[1:])
+    plain = absolute(config)
+    root = OmegaConf.select(plain, "data.root") or os.environ.get("GHM_DATA")
+    asked = Asked(Path(plain.runs), root, plain.tracking.uri, plain.hydra.sweeper.storage, open_storage)
+    console, worst = Console(), Level.FINE
+    for finding in examine(asked):
+        _show(console, finding)
+        worst = max(worst, finding.level)
+    raise SystemExit(int(worst))
+
+
+def _show(console: Console, finding: Finding) -> None:
+    console.print(f"{MARKS[finding.level]} {finding.what}: ", end="")
+    console.print(finding.said, markup=False, highlight=False, soft_wrap=True)
+    if finding.remedy:
+        console.print(f"         {finding.remedy}", markup=False, highlight=False, soft_wrap=True)
