@@ -1,5 +1,6 @@
 """What a command would find where it runs: disk, GPUs, data, tracking server, database of studies, cluster."""
 
+import base64
 import email.utils
 import os
 import shutil
@@ -108,11 +109,8 @@ def _tracking(uri: str | None, runs: Path) -> Iterator[Finding]:
         Tracker.open(uri, "ghm", str(runs)).reach()
         yield Finding("MLflow", Level.FINE, f"{shown}: lets us in, version {version}")
     except ValueError as error:
-        reason = " ".join(str(error.__cause__ or error).split())[:200]
-        remedy = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to an account of it"
-        if "403" in reason or "Host" in reason:
-            remedy = "address it by a name in its --allowed-hosts"
-        yield Finding("MLflow", Level.BROKEN, f"{shown}: does not let us in ({hidden(reason)})", remedy)
+        said, _, remedy = str(error).rpartition("; ")
+        yield Finding("MLflow", Level.BROKEN, said, remedy)
     if version and version.split(".")[:2] != mlflow.__version__.split(".")[:2]:
         said = f"the server has {version}, this client {mlflow.__version__}"
         yield Finding("MLflow's version", Level.DOUBTFUL, said, "bring both to one version")
@@ -123,8 +121,11 @@ def _tracking(uri: str | None, runs: Path) -> Iterator[Finding]:
 
 def _server(uri: str) -> tuple[str, float | None]:
     """Version and clock of a tracking server; no version where that takes an account. OSError without an answer."""
+    account = f"{os.environ.get('MLFLOW_TRACKING_USERNAME', '')}:{os.environ.get('MLFLOW_TRACKING_PASSWORD', '')}"
+    asks = {"Authorization": f"Basic {base64.b64encode(account.encode()).decode()}"} if account != ":" else {}
     try:
-        with urllib.request.urlopen(f"{uri.rstrip('/')}/version", timeout=5) as answer:
+        request = urllib.request.Request(f"{uri.rstrip('/')}/version", headers=asks)
+        with urllib.request.urlopen(request, timeout=5) as answer:
             version, headers = answer.read(40).decode(errors="replace").strip(), answer.headers
     except urllib.error.HTTPError as error:
         version, headers = "", error.headers

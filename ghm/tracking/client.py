@@ -160,8 +160,18 @@ class Tracker:
                 assert self.experiment_id
         except Exception as error:  # every kind of store fails in its own way
             reason = hidden(str(error).splitlines()[0][:200])
+            where = f"MLFLOW_TRACKING_URI={hidden(self.uri)}"
+            if "code 401" in reason:
+                raise ValueError(
+                    f"{where}: the tracking server asks for an account, and does not know this one; set "
+                    "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+                ) from error
+            if "Invalid Host" in reason:
+                raise ValueError(
+                    f"{where}: the tracking server does not go by that name; give one of its --allowed-hosts"
+                ) from error
             raise ValueError(
-                f"MLFLOW_TRACKING_URI={hidden(self.uri)}: no tracking server answers there ({reason}); "
+                f"{where}: no tracking server answers there ({reason}); "
                 "start it, correct the address, or unset it to track under runs/"
             ) from error
         return self

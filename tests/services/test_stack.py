@@ -11,6 +11,8 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import optuna
@@ -150,6 +152,23 @@ def test_what_is_recorded_outlives_kills_of_either_server_and_a_restart(stack, m
     stack.compose("restart")
     stack.compose("up", "-d", "--wait")
     assert kept(client, run, tmp_path)
+
+
+def send(worker: int, run: str, steps: int) -> None:
+    """One of several clients at once: each metric in a call of its own, as clients that are not ours do."""
+    client = MlflowClient(SERVER)
+    for step in range(steps):
+        client.log_metric(run, f"worker/{worker}", float(step), step=step)
+
+
+def test_eight_clients_at_once_lose_nothing(stack, monkeypatch):
+    client = stack.client(monkeypatch)
+    run = client.create_run(client.create_experiment("crowd")).info.run_id
+    with ProcessPoolExecutor(8, mp_context=get_context("spawn")) as pool:
+        list(pool.map(send, range(8), [run] * 8, [1000] * 8))
+    for worker in range(8):
+        history = client.get_metric_history(run, f"worker/{worker}")
+        assert sorted(entry.step for entry in history) == list(range(1000)), worker
 
 
 def test_a_study_is_kept_there_and_shown_by_the_dashboard(stack):
