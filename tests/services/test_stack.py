@@ -214,6 +214,50 @@ def test_an_upgrade_keeps_what_is_there(stack, monkeypatch, tmp_path):
     assert kept(client, run, tmp_path)
 
 
+def test_other_machines_come_in_over_tls_by_the_name_that_was_given(stack, tmp_path):
+    subject = ("-subj", "/CN=tracking.test", "-addext", "subjectAltName=DNS:tracking.test")
+    pair = ("-keyout", str(tmp_path / "tls.key"), "-out", str(tmp_path / "tls.crt"))
+    stack.run("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *subject, *pair)
+    tmp_path.joinpath("tls.key").chmod(0o644)
+    files = ("-f", "docker-compose.yml", "-f", "services/tls/compose.yml")
+    for name in ("GHM_HOST", "GHM_BIND", "GHM_TLS_CERT", "GHM_TLS_KEY"):
+        refused = subprocess.run(
+            ["docker", "compose", *files, "config"],
+            cwd=stack.folder,
+            env=stack.environment,
+            capture_output=True,
+            text=True,
+        )
+        assert refused.returncode != 0
+        values = {"GHM_HOST": "tracking.test", "GHM_BIND": "127.0.0.1", "HTTPS_PORT": "18443"}
+        values |= {"GHM_TLS_CERT": str(tmp_path / "tls.crt"), "GHM_TLS_KEY": str(tmp_path / "tls.key")}
+        stack.environment[name] = values[name]
+    stack.environment["HTTPS_PORT"] = "18443"
+    stack.compose(*files, "up", "-d", "--wait")
+
+    def over_tls(host: str, password: str, *words: str) -> str:
+        trusted = ("--cacert", str(tmp_path / "tls.crt")) if host == "tracking.test" else ("-k",)
+        asked = (
+            "curl",
+            "-s",
+            "-o",
+            "/dev/null",
+            "-w",
+            "%{http_code}",
+            "--resolve",
+            f"{host}:18443:127.0.0.1",
+            *trusted,
+        )
+        return stack.run(*asked, *words, "-u", f"writer:{password}", f"https://{host}:18443{SEARCH}")
+
+    right = stack.secret("MLFLOW_WRITER_PASSWORD")
+    assert over_tls("tracking.test", right) == "200"
+    assert over_tls("tracking.test", right, "-H", "Origin: https://tracking.test:18443") == "200"
+    assert over_tls("tracking.test", right, "-H", "Origin: https://evil.test") == "403"
+    assert over_tls("tracking.test", "wrong") == "401"
+    assert over_tls("other.test", right) == "421"
+
+
 def test_the_admins_other_password_is_one_line_of_the_log(stack):
     right, writer = stack.secret("MLFLOW_ADMIN_PASSWORD"), stack.secret("MLFLOW_WRITER_PASSWORD")
     stack.change("MLFLOW_ADMIN_PASSWORD", "not-the-one-it-was-made-with")
