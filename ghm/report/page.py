@@ -31,7 +31,9 @@ def verdict(sweep: SweepResult) -> str:
     rivals = sweep.done.assign(group=sweep.done["trial"].map(sweep.groups)).drop_duplicates("group").iloc[1:]
     if len(rivals):
         behind = [f"{row['group']} {row[objective]:.3f} ({row['label']})" for _, row in rivals.iterrows()]
-        text += f" Best of the others: {', '.join(behind)}. One seed each: repeat with other seeds to be sure."
+        text += f" Best of the others: {', '.join(behind)}."
+        if "seed" not in sweep.keys:
+            text += " One seed each: repeat with other seeds to be sure."
     return text
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -64,6 +65,7 @@ def test_the_verdict_names_the_best_of_each_loss_and_asks_for_seeds(tracker):
     assert "ghm 0.300 (loss=ghm bins=30)" in verdict
     assert "gamma=2.5" not in verdict
     assert "other seeds" in verdict
+    assert "other seeds" not in page.verdict(replace(sweep.load(tracker, "s"), keys=["loss", "seed"]))
 
 
 def test_a_sweep_that_does_not_beat_chance_says_so(tracker):
