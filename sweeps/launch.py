@@ -5,7 +5,7 @@ import signal
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,8 @@ from ghm import nodes
 from ghm.cluster import connected
 from ghm.failure import Failed
 from ghm.nodes import Sight
-from ghm.tracking import Sender, Tracker
+from ghm.secrets import hidden
+from ghm.tracking import Away, Sender, Tracker, link, waiting_at_most
 from sweeps import ledger as ledgers
 from sweeps import policy
 from sweeps.controller import Compose, Controller
@@ -122,6 +123,7 @@ def run_sweep(sweep: Sweep, search: Search, task: Task, compose: Compose, tracke
             sweep.check_fits(tracker)
         sweep.folder.mkdir(parents=True, exist_ok=True)
         with Sender(tracker, record.folders), _orderly_end(ledger, record):
+            _point(ledger, tracker)
             record.begin(sweep.objective, search.space.keys, search.space.group, sweep.direction == "maximize")
             if unfinished:
                 with _slots(sweep) as slots, View(sweep.name, sweep.objective, total) as view:
@@ -130,6 +132,13 @@ def run_sweep(sweep: Sweep, search: Search, task: Task, compose: Compose, tracke
                     _run(controller)
             _refuse_gaps(sweep.name, search, ledger, rules)
         return None if ledger.best is None else ledger.best.value
+
+
+def _point(ledger: Ledger, tracker: Tracker) -> None:
+    """Have the study say where its sweep is in MLflow, if that is a server and answers."""
+    if not tracker.uri.startswith("sqlite:"):
+        with suppress(Away), waiting_at_most(5):
+            ledger.point_to(link(hidden(tracker.uri), tracker.experiment_id, ledger.key))
 
 
 @contextmanager

@@ -123,6 +123,11 @@ class Ledger:
         key: str = self._durable.user_attrs["record"]
         return key
 
+    def point_to(self, link: str) -> None:
+        """Keep a link to the sweep's place in MLflow, for who looks at the study in Optuna's dashboard."""
+        if self._durable.user_attrs.get("mlflow") != link:
+            self._durable.set_user_attr("mlflow", link)
+
     @property
     def best(self) -> Trial | None:
         done = [trial for trial in self.trials if trial.state == State.DONE and trial.value is not None]

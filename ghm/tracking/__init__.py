@@ -2,7 +2,7 @@
 
 from mlflow.entities import Run as Record
 
-from ghm.tracking.client import Away, Point, Run, Tracker
+from ghm.tracking.client import Away, Point, Run, Tracker, waiting_at_most
 from ghm.tracking.mirror import agree
 from ghm.tracking.sender import Sender, waiting
 from ghm.tracking.shared_view import link, run_link, shared_view
@@ -22,4 +22,5 @@ __all__ = [
     "run_link",
     "shared_view",
     "waiting",
+    "waiting_at_most",
 ]

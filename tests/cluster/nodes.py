@@ -48,6 +48,7 @@ def main(folder: Path, mode: str) -> None:
             rig.apart.append(sweep.folder / "runs")
         came = (_spread if mode == "eight" else _lose_nodes)(rig, sweep)
         came["damage"] = vars(sweep.damage(twin.values(), Tracker.open(uri, "ghm", ".")))
+        came["link"] = sweep.study().user_attrs.get("mlflow", "")
         came["tail"] = sweep.log.read_text(errors="replace")[-3000:]
         print(json.dumps(came), flush=True)
     database.cleanup()

@@ -48,6 +48,7 @@ def test_a_sweep_outlives_its_nodes_and_its_head_and_ends_as_on_one_node(tmp_pat
     assert "the same command" in found["tail"]
     assert found["finished"] in (0, 1), found["tail"]
     assert found["damage"] == {"lost": [], "doubled": [], "wrong": [], "repeated": 0}, found["tail"]
+    assert found["link"].startswith("http://127.0.0.1:")
 
 
 @pytest.mark.slow  # eight processes that train at once
