@@ -126,5 +126,6 @@ def test_secrets_that_exist_are_kept_and_those_of_a_newer_version_added(secrets)
     assert after == before
 
 
-def test_the_secrets_are_never_committed():
+def test_the_secrets_are_never_committed_or_built_into_an_image():
+    assert {".env", "backups"} <= set((ROOT / ".dockerignore").read_text().splitlines())
     assert {".env", ".env.partial", "backups/"} <= set((ROOT / ".gitignore").read_text().splitlines())

@@ -22,7 +22,7 @@ from mlflow.tracking import MlflowClient
 ROOT = Path(__file__).resolve().parents[2]
 PORTS = {"MLFLOW_PORT": "15000", "POSTGRES_PORT": "15432", "DASHBOARD_PORT": "18080", "RAY_PORT": "18265"}
 SERVER, PROJECT = "http://127.0.0.1:15000", "ghm-test"
-BUILT_FROM = ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md")
+BUILT_FROM = (".dockerignore", "pyproject.toml", "setup.py", "MANIFEST.in", "README.md")
 SEARCH = "/api/2.0/mlflow/experiments/search?max_results=1"
 pytestmark = pytest.mark.services
 
