@@ -10,7 +10,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_e
 
 from ghm.failure import Lost
 from ghm.job import Job
-from ghm.tracking import Away, Sender, Spool, Tracker
+from ghm.tracking import Away, Sender, Spool, Tracker, waiting_at_most
 from ghm.training import checkpoint
 
 PATIENCE = 300.0  # seconds for a server that does not answer: nothing else holds these checkpoints
@@ -45,7 +45,8 @@ def _fetch(job: Job, tracker: Tracker) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as fetched:
         try:
-            paths = tries(tracker.download, job.key.record, "checkpoints", Path(fetched))
+            with waiting_at_most(60):
+                paths = tries(tracker.download, job.key.record, "checkpoints", Path(fetched))
         except Away as error:
             raise Lost(f"MLflow, which may hold the run's last checkpoint, does not answer ({error})") from error
         try:
