@@ -3,11 +3,6 @@
 import json
 import os
 import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +11,7 @@ import pytest
 
 from ghm.report import page, sweep
 from ghm.tracking import Sender, Spool, Tracker, link, shared_view
+from tests.chaos.proxy import tracking_server
 
 playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -33,30 +29,12 @@ SWEEP = {
 def served(tmp_path_factory) -> Iterator[tuple[str, sweep.SweepResult, str]]:
     """Address, sweep and experiment of a server that holds one sweep of two losses with three seeds each."""
     folder = tmp_path_factory.mktemp("served")
-    tracker = Tracker.open(None, "ghm", str(folder / "runs"))
-    record(tracker, folder)
-    result = sweep.load(tracker, "rates", "rates")
-    page.write(result, tracker, folder / "report")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"http://127.0.0.1:{free.getsockname()[1]}"
-    command = [Path(sys.executable).parent / "mlflow", "server", "--workers", "1", "--port", address.split(":")[-1]]
-    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    server = subprocess.Popen([*command, "--backend-store-uri", tracker.uri], env=environment, cwd=folder, **quiet)
-    try:
-        deadline = time.monotonic() + 90
-        while True:
-            try:
-                urllib.request.urlopen(f"{address}/health", timeout=2).close()
-                break
-            except OSError:
-                assert time.monotonic() < deadline, "the server did not come up"
-                time.sleep(0.3)
-        yield address, result, tracker.experiment_id
-    finally:
-        server.terminate()
-        server.wait(30)
+    with tracking_server(folder / "server") as port:
+        tracker = Tracker.open(f"http://127.0.0.1:{port}", "ghm", str(folder))
+        record(tracker, folder)
+        result = sweep.load(tracker, "rates", "rates")
+        page.write(result, tracker, folder / "report")
+        yield tracker.uri, result, tracker.experiment_id
 
 
 def record(tracker: Tracker, folder: Path) -> None:
