@@ -18,6 +18,8 @@ from ghm import submission
 from ghm.carried import carried
 from ghm.failure import Failed
 
+# Ray's, which say each step of a submission, and set their own level when they are imported.
+CHATTY = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
 ENDED = {JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED}
 
 
@@ -35,7 +37,8 @@ def main() -> None:
     if not command and not (given.list or given.logs or given.stop):
         raise ValueError("ghm submit: no command; write ghm submit [options] -- train ...")
     client = connect(given.address)
-    logging.disable(logging.INFO)  # Ray says each step of a submission
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(logging.WARNING)
     if given.list:
         show(client)
     elif given.stop:
