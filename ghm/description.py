@@ -19,18 +19,18 @@ COMPARED = (
 
 def describe(spool: Spool, job: Job, cfg: DictConfig) -> None:
     """Record all that the run depends on: config, overrides, data, versions of packages, once."""
-    key, place = job.key, job.place
+    key, place, source = job.key, job.place, provenance.source()
     tags: dict[str, object] = {"sweep.name": key.sweep, "sweep.trial": key.trial, "sweep.params": key.params}
     tags = {name: value for name, value in tags.items() if value is not None}
     tags |= {"dir": place.folder, "settings": job.settings.fingerprint, "attempt": key.attempt}
-    tags |= provenance.origin(cfg.trial.command)
+    tags |= provenance.origin(source["commit"], cfg.trial.command)
     spool.start(key.label or place.folder.name, tags, parent=key.parent, key=key.record)
     if any("params" in entry for entry in spool.entries()):
         return
     spool.log_text(OmegaConf.to_yaml(cfg, resolve=True), "config/config.yaml")
     spool.log_text(json.dumps(provenance.packages(), indent=2), "config/packages.json")
-    if diff := provenance.source()["diff"]:
-        spool.log_text(diff, "config/source.diff")
+    if source["diff"]:
+        spool.log_text(source["diff"], "config/source.diff")
     overrides = place.folder / ".hydra" / "overrides.yaml"
     if overrides.exists():
         spool.log_file(overrides, "config")

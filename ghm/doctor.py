@@ -4,11 +4,10 @@ import base64
 import email.utils
 import os
 import shutil
-import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -19,8 +18,10 @@ import torch
 
 from ghm import nodes, provenance
 from ghm.cluster import connected
+from ghm.parts import check_writable
 from ghm.secrets import hidden
 from ghm.tracking import Tracker
+from sweeps.storage import open_storage
 
 LEAST, LITTLE = 1e9, 10e9  # bytes of free disk: too little to keep a run; soon too little
 SKEW = 30.0  # seconds between two clocks, above which times in MLflow mislead
@@ -50,7 +51,6 @@ class Asked:
     data: str | None
     tracking: str | None
     storage: str | None
-    open_storage: Callable[[str | None, Path], object]  # ValueError where it cannot be opened
 
 
 def examine(asked: Asked) -> Iterator[Finding]:
@@ -65,14 +65,18 @@ def examine(asked: Asked) -> Iterator[Finding]:
     yield from _cluster(asked)
 
 
+def _broken(what: str, error: ValueError) -> Finding:
+    """Of what refuses with its remedy at the end, as all of ours does."""
+    said, _, remedy = str(error).rpartition("; ")
+    return Finding(what, Level.BROKEN, said, remedy)
+
+
 def _disk(runs: Path) -> Finding:
     try:
-        runs.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=runs):
-            pass
-        free = shutil.disk_usage(runs).free
-    except OSError as error:
-        return Finding("runs", Level.BROKEN, f"{runs}: cannot be written ({error.strerror})", "set GHM_RUNS to another")
+        check_writable(runs)
+    except ValueError as error:
+        return _broken("runs", error)
+    free = shutil.disk_usage(runs).free
     said = f"{runs}: {free / 1e9:.0f} GB free"
     if free >= LITTLE:
         return Finding("runs", Level.FINE, said)
@@ -96,7 +100,7 @@ def _data(root: Path) -> Finding:
 
 
 def _tracking(uri: str | None, runs: Path) -> Iterator[Finding]:
-    if uri is None or uri.startswith("sqlite:"):
+    if uri is None or nodes.is_file(uri):
         yield Finding("MLflow", Level.FINE, hidden(uri or f"a database below {runs}"))
         return
     shown = hidden(uri)
@@ -109,8 +113,7 @@ def _tracking(uri: str | None, runs: Path) -> Iterator[Finding]:
         Tracker.open(uri, "ghm", str(runs)).reach()
         yield Finding("MLflow", Level.FINE, f"{shown}: lets us in, version {version}")
     except ValueError as error:
-        said, _, remedy = str(error).rpartition("; ")
-        yield Finding("MLflow", Level.BROKEN, said, remedy)
+        yield _broken("MLflow", error)
     if version and version.split(".")[:2] != mlflow.__version__.split(".")[:2]:
         said = f"the server has {version}, this client {mlflow.__version__}"
         yield Finding("MLflow's version", Level.DOUBTFUL, said, "bring both to one version")
@@ -137,7 +140,7 @@ def _studies(asked: Asked) -> Finding:
     if asked.storage is None:
         return Finding("studies", Level.FINE, f"SQLite below {asked.runs}")
     try:
-        asked.open_storage(asked.storage, asked.runs)
+        open_storage(asked.storage, asked.runs)
     except ValueError as error:
         return Finding("studies", Level.BROKEN, str(error), "start the database, or correct GHM_STORAGE")
     return Finding("studies", Level.FINE, hidden(asked.storage))
@@ -151,8 +154,7 @@ def _cluster(asked: Asked) -> Iterator[Finding]:
         with connected():
             yield from _nodes(asked)
     except ValueError as error:
-        said, _, remedy = str(error).partition("; ")
-        yield Finding("Ray", Level.BROKEN, said, remedy)
+        yield _broken("Ray", error)
 
 
 def _nodes(asked: Asked) -> Iterator[Finding]:

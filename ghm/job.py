@@ -113,13 +113,14 @@ class Job:
             others={key: value for key, value in about.items() if key not in (*PARTS, *named)},
             **{key: about[key] for key in named},
         )
+        least, most = group_sizes(scaling["num_workers"])
         place = Place(
             folder=Path(plain["dir"]),
             runs=Path(plain["runs"]),
             tracking_uri=plain["tracking"]["uri"],
             experiment=plain["tracking"]["experiment"],
-            workers=group_sizes(scaling["num_workers"])[1],
-            least_workers=group_sizes(scaling["num_workers"])[0],
+            workers=most,
+            least_workers=least,
             resize=scaling.get("resize", 0),
             cpus=scaling.get("cpus", 0),
             gpus=scaling.get("gpus", 0),

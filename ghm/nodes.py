@@ -19,9 +19,14 @@ def count() -> int:
     return sum(node["Alive"] for node in ray.nodes())
 
 
+def is_file(uri: str | None) -> bool:
+    """Whether a database is a file on one machine, as it is where none is named."""
+    return uri is None or uri.startswith("sqlite:")
+
+
 def refuse_file(key: str, uri: str | None, remedy: str) -> None:
     """ValueError for a database that is a file where there are several nodes: it lies on one of them."""
-    if count() > 1 and (uri is None or uri.startswith("sqlite:")):
+    if count() > 1 and is_file(uri):
         raise ValueError(
             f"{key}={uri or 'null'}: this Ray cluster has {count()} nodes, and a SQLite file lies on one of them; "
             f"{remedy}"

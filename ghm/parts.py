@@ -119,7 +119,7 @@ def check(cfg: DictConfig) -> None:
     for key in GROUPS:
         if isinstance(value := OmegaConf.select(cfg, key), str):
             raise ValueError(f"{key}={value}: is a choice of files, not a value; write {key.replace('.', '/')}={value}")
-    _check_place(Path(cfg.cwd) / expanded(cfg.runs))
+    check_writable(Path(cfg.cwd) / expanded(cfg.runs))
     for key in sorted(OmegaConf.missing_keys(cfg)):
         raise ValueError(f"{key}=???: has no value; give one, as in {key}=VALUE")
     for key, least in WHOLE.items():
@@ -155,7 +155,7 @@ def check(cfg: DictConfig) -> None:
         moving_average(something, cfg.ema)
 
 
-def _check_place(runs: Path) -> None:
+def check_writable(runs: Path) -> None:
     """ValueError where nothing can be written; what writes there later would try again and again first."""
     try:
         runs.mkdir(parents=True, exist_ok=True)

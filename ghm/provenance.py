@@ -51,12 +51,12 @@ def command() -> str:
     return hidden(" ".join([sys.argv[0], shlex.join(sys.argv[1:])]).strip())
 
 
-def origin(said: str | None = None) -> dict[str, str]:
+def origin(commit: str, said: str | None = None) -> dict[str, str]:
     """MLflow's tags for who ran what: user, command (`said`, or this process's), commit."""
     tags = {
         "mlflow.source.name": said or command(),
         "mlflow.source.type": "LOCAL",
-        "mlflow.source.git.commit": source()["commit"],
+        "mlflow.source.git.commit": commit,
         "machine": f"{platform.node()}, {os.cpu_count()} CPUs",
     }
     with suppress(OSError, KeyError):  # in a container nobody may be known by the number

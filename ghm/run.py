@@ -86,7 +86,7 @@ def _placed(job: Job, cfg: DictConfig) -> Job:
         return job
     if shared:
         return job
-    if place.tracking_uri is None or place.tracking_uri.startswith("sqlite:"):
+    if nodes.is_file(place.tracking_uri):
         raise ValueError(
             f"runs={place.runs}: is another folder on each node of this Ray cluster; give one on shared storage, "
             "or set MLFLOW_TRACKING_URI to the address of a tracking server, which then keeps the checkpoints"

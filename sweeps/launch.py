@@ -17,7 +17,6 @@ from ghm import nodes
 from ghm.cluster import connected
 from ghm.failure import Failed
 from ghm.nodes import Sight
-from ghm.secrets import hidden
 from ghm.tracking import Away, Sender, Tracker, link, waiting_at_most
 from sweeps import ledger as ledgers
 from sweeps import policy
@@ -105,6 +104,7 @@ def run_sweep(sweep: Sweep, search: Search, task: Task, compose: Compose, tracke
     storage = open_storage(sweep.storage, sweep.runs)
     with ExitStack() as stack:
         study = ledgers.find(storage, sweep.name)
+        new = study is None
         if study is None:
             stack.enter_context(connected())
             sweep.check_fits(tracker)
@@ -118,7 +118,7 @@ def run_sweep(sweep: Sweep, search: Search, task: Task, compose: Compose, tracke
         rules = Rules(total, sweep.max_failure_rate, sweep.max_attempts, sweep.backoff, sweep.patience)
         record = Record(sweep.name, ledger.key, sweep.folder)
         unfinished = len(ledger.trials) < total or ledger.count(State.QUEUED) > 0
-        if unfinished:
+        if unfinished and not new:
             stack.enter_context(connected())
             sweep.check_fits(tracker)
         sweep.folder.mkdir(parents=True, exist_ok=True)
@@ -136,9 +136,9 @@ def run_sweep(sweep: Sweep, search: Search, task: Task, compose: Compose, tracke
 
 def _point(ledger: Ledger, tracker: Tracker) -> None:
     """Have the study say where its sweep is in MLflow, if that is a server and answers."""
-    if not tracker.uri.startswith("sqlite:"):
+    if not tracker.local:
         with suppress(Away), waiting_at_most(5):
-            ledger.point_to(link(hidden(tracker.uri), tracker.experiment_id, ledger.key))
+            ledger.point_to(link(tracker.uri, tracker.experiment_id, ledger.key))
 
 
 @contextmanager

@@ -25,7 +25,8 @@ class Record:
     def begin(self, objective: str, swept: Sequence[str], group: str | None, maximize: bool) -> None:
         """The sweep begins, or goes on; `group` is the key of `swept` by whose values its trials are compared."""
         spool = Spool(self.folder, Spool(self.folder).attempts() + 1)
-        tags = {"sweep.name": self.name, "sweep.kind": "sweep", "sweep.objective": objective} | provenance.origin()
+        tags = {"sweep.name": self.name, "sweep.kind": "sweep", "sweep.objective": objective}
+        tags |= provenance.origin(provenance.source()["commit"])
         spool.start(self.name, tags, key=self.key)
         spool.share(self.key, shared_view(self.key, self.name, objective, swept, group, maximize))
 

@@ -81,7 +81,7 @@ def write(sweep: SweepResult, tracker: Tracker, folder: Path) -> Path:
 
 def ui_command(tracker: Tracker) -> str:
     """How to open MLflow on what was recorded."""
-    if not tracker.uri.startswith("sqlite:"):
+    if not tracker.local:
         return hidden(tracker.uri)
     # Without its job runners the server starts in seconds and takes a quarter of the memory.
     mlflow = Path(sys.executable).parent / "mlflow"
@@ -101,12 +101,12 @@ def _page(sweep: SweepResult, images: list[tuple[str, str]], tracker: Tracker) -
         verdict=verdict(sweep),
         columns=_columns(sweep),
         rows=list(zip(sweep.trials["run_id"], ranking(sweep), strict=True)),
-        run_link=run_link(hidden(tracker.uri), tracker.experiment_id),
-        view=link(hidden(tracker.uri), tracker.experiment_id, sweep.key),
+        run_link=run_link(tracker.uri, tracker.experiment_id),
+        view=link(tracker.uri, tracker.experiment_id, sweep.key),
         images=images,
         failures=failed[["trial", "label", "error"]].to_numpy().tolist(),
         ui=ui_command(tracker),
-        local=tracker.uri.startswith("sqlite:"),
+        local=tracker.local,
     )
 
 

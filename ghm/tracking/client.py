@@ -151,10 +151,15 @@ class Tracker:
         home.mkdir(parents=True, exist_ok=True)
         return cls(uri or f"sqlite:///{home}/mlflow.db", experiment, (home / "artifacts").as_uri())
 
+    @property
+    def local(self) -> bool:
+        """Whether this is a database below a folder, and no server."""
+        return self.uri.startswith("sqlite:")
+
     def reach(self) -> "Tracker":
         """Itself, once it has answered. ValueError when nothing does within seconds."""
         try:
-            if self.uri.startswith("sqlite:"):  # MLflow would try for 100 s
+            if self.local:  # MLflow would try for 100 s
                 _open_database(self.uri)
             with waiting_at_most(5):
                 assert self.experiment_id

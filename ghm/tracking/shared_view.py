@@ -11,6 +11,8 @@ import zlib
 from collections.abc import Sequence
 from typing import Any
 
+from ghm.secrets import hidden
+
 TAG = "mlflow.sharedViewState."
 LOCAL = "http://127.0.0.1:5000"  # where `mlflow server` listens unless told otherwise
 CURVES = ("val/AP50", "val/AP75", "train/ce", "train/loss")
@@ -30,18 +32,18 @@ def shared_view(key: str, name: str, objective: str, swept: Sequence[str], group
 
 
 def link(uri: str, experiment: str, key: str) -> str:
-    """To the view. `uri` is the tracking server's; a database is meant to be served at `LOCAL`."""
-    server = LOCAL if uri.startswith("sqlite:") else uri.rstrip("/")
-    return (
-        f"{server}/#/experiments/{experiment}/runs?workflowType=machine_learning&viewStateShareKey={key}"
-        "&compareRunsMode=CHART"
-    )
+    """To the view, without secrets. `uri` is the tracking server's; a database is meant to be served at `LOCAL`."""
+    return f"{_runs(uri, experiment)}?workflowType=machine_learning&viewStateShareKey={key}&compareRunsMode=CHART"
 
 
 def run_link(uri: str, experiment: str) -> str:
     """To a run's page, but for the run's id at its end."""
-    server = LOCAL if uri.startswith("sqlite:") else uri.rstrip("/")
-    return f"{server}/#/experiments/{experiment}/runs/"
+    return f"{_runs(uri, experiment)}/"
+
+
+def _runs(uri: str, experiment: str) -> str:
+    server = LOCAL if uri.startswith("sqlite:") else hidden(uri).rstrip("/")
+    return f"{server}/#/experiments/{experiment}/runs"
 
 
 def _state(key: str, objective: str, swept: Sequence[str], group: str | None, maximize: bool) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from rich.console import Console
 from ghm.doctor import Asked, Finding, Level, examine
 from ghm.paths import absolute
 from ghm.verbs import composed
-from sweeps.storage import open_storage
 
 MARKS = {Level.FINE: "[green]ok[/]     ", Level.DOUBTFUL: "[yellow]doubtful[/]", Level.BROKEN: "[red]broken[/]  "}
 
@@ -20,7 +19,7 @@ def main() -> None:
     config = composed.of_sweep(sys.argv[1:])
     plain = absolute(config)
     root = OmegaConf.select(plain, "data.root") or os.environ.get("GHM_DATA")
-    asked = Asked(Path(plain.runs), root, plain.tracking.uri, plain.hydra.sweeper.storage, open_storage)
+    asked = Asked(Path(plain.runs), root, plain.tracking.uri, plain.hydra.sweeper.storage)
     console, worst = Console(), Level.FINE
     for finding in examine(asked):
         _show(console, finding)

@@ -9,7 +9,6 @@ from rich.console import Console
 
 from ghm.failure import Failed
 from ghm.report import page, sweep
-from ghm.secrets import hidden
 from ghm.tracking import SPOOL, Away, Spool, Tracker, link, shared_view, waiting
 from ghm.verbs import composed
 
@@ -35,8 +34,8 @@ def report(config: DictConfig) -> None:
     tracker.share(
         result.key, shared_view(result.key, result.name, result.objective, result.keys, result.group, maximize)
     )
-    where = [f"Page:      {path}", f"MLflow UI: {link(hidden(tracker.uri), tracker.experiment_id, result.key)}"]
-    if tracker.uri.startswith("sqlite:"):
+    where = [f"Page:      {path}", f"MLflow UI: {link(tracker.uri, tracker.experiment_id, result.key)}"]
+    if tracker.local:
         where.insert(1, f"Serve it:  {page.ui_command(tracker)}")
     for line in (page.verdict(result), *where):
         console.print(line, soft_wrap=True, highlight=False)
