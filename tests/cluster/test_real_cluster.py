@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(namespace.why_not() is not None, reason=f"no nam
 def came(monkeypatch, module: str, *words: str, seconds: float = 500):
     """What a module of this folder found, run on a cluster of its own."""
     monkeypatch.chdir(Path(__file__).resolve().parents[2])
-    ended = namespace.run([sys.executable, "-m", f"tests.cluster.{module}", *words], seconds=seconds)
+    ended = namespace.run([sys.executable, "-m", "tests.cluster", module, *words], seconds=seconds)
     assert ended.returncode == 0, ended.stdout[-5000:]
     [line] = [line for line in ended.stdout.splitlines() if line.startswith("{")]
     return json.loads(line)
