@@ -4,7 +4,7 @@ import re
 import signal
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,7 +123,7 @@ def run_sweep(sweep: Sweep, search: Search, task: Task, compose: Compose, tracke
             sweep.check_fits(tracker)
         sweep.folder.mkdir(parents=True, exist_ok=True)
         with Sender(tracker, record.folders), _orderly_end(ledger, record):
-            _point(ledger, tracker)
+            _point(ledger, tracker, sweep, search.space.keys)
             record.begin(sweep.objective, search.space.keys, search.space.group, sweep.direction == "maximize")
             if unfinished:
                 with _slots(sweep) as slots, View(sweep.name, sweep.objective, total) as view:
@@ -134,11 +134,18 @@ def run_sweep(sweep: Sweep, search: Search, task: Task, compose: Compose, tracke
         return None if ledger.best is None else ledger.best.value
 
 
-def _point(ledger: Ledger, tracker: Tracker) -> None:
+def _point(ledger: Ledger, tracker: Tracker, sweep: Sweep, keys: Sequence[str]) -> None:
     """Have the study say where its sweep is in MLflow, if that is a server and answers."""
     if not tracker.local:
         with suppress(Away), waiting_at_most(5):
-            ledger.point_to(link(tracker.uri, tracker.experiment_id, ledger.key))
+            there = link(tracker.uri, tracker.experiment_id, ledger.key)
+            searched = ", ".join(f"`{key}`" for key in keys) or "one point"
+            ledger.point_to(
+                there,
+                f"**[Curves, runs and report of this sweep in MLflow]({there})**\n\n"
+                f"It searches {searched} for the {'largest' if sweep.direction == 'maximize' else 'smallest'} "
+                f"`{sweep.objective}` a training reaches.\n",
+            )
 
 
 @contextmanager

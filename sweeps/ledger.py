@@ -123,10 +123,18 @@ class Ledger:
         key: str = self._durable.user_attrs["record"]
         return key
 
-    def point_to(self, link: str) -> None:
-        """Keep a link to the sweep's place in MLflow, for who looks at the study in Optuna's dashboard."""
-        if self._durable.user_attrs.get("mlflow") != link:
+    def point_to(self, link: str, note: str) -> None:
+        """For who looks at the study in Optuna's dashboard: a link to the sweep's place in MLflow, and a note with it.
+
+        The note, in Markdown, is written once; what somebody made of it there is kept, with the link that now holds.
+        """
+        before = self._durable.user_attrs.get("mlflow")
+        if before != link:
+            from optuna_dashboard import get_note, save_note  # a second, which only sweeps with a server take
+
             self._durable.set_user_attr("mlflow", link)
+            there = get_note(self._durable)
+            save_note(self._durable, there.replace(before, link) if before and there else note)
 
     @property
     def best(self) -> Trial | None:

@@ -3,14 +3,23 @@
 import json
 import os
 import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 
 from ghm.report import page, sweep
 from ghm.tracking import Sender, Spool, Tracker, link, shared_view
+from sweeps.ledger import Ledger, create
+from sweeps.storage import open_storage
 from tests.chaos.proxy import tracking_server
 
 playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright")
@@ -124,3 +133,54 @@ def test_two_runs_are_compared(served, tab):
     said = tab.locator("body").inner_text()
     for text in ("loss=focal seed=2 #5", "loss=ghm seed=0 #0", "val/AP"):
         assert text in said
+
+
+@pytest.fixture
+def dashboard(served, tmp_path) -> Iterator[str]:
+    """Address of Optuna's dashboard, over a study whose note links to the sweep."""
+    address, result, experiment = served
+    url = f"sqlite:///{tmp_path}/optuna.db"
+    study = create(open_storage(url, tmp_path), "rates", "maximize", tmp_path)
+    with warnings.catch_warnings(category=optuna.exceptions.ExperimentalWarning, action="ignore"):
+        study.set_metric_names(["val/AP"])
+    rates = optuna.distributions.FloatDistribution(0.001, 0.1, log=True)
+    for number in range(4):
+        study.enqueue_trial({"lr": 0.002 * 3**number})
+    ledger = Ledger(study)
+    there = link(address, experiment, result.key)
+    ledger.point_to(there, f"**[Runs of this sweep]({there})**")
+    for number in range(4):
+        trial = study.ask({"lr": rates})
+        for epoch in range(1, 4):
+            trial.report(0.1 * epoch + 0.02 * number, epoch)
+        study.tell(trial, 0.3 + 0.02 * number)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [Path(sys.executable).parent / "optuna-dashboard", "--port", str(port), url]
+    running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/api/studies", timeout=5).close()
+                break
+            except OSError:
+                assert time.monotonic() < deadline
+                time.sleep(0.3)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        running.kill()
+        running.wait()
+
+
+def test_the_dashboard_of_studies_has_a_note_that_leads_to_mlflow(dashboard, served, tab):
+    address, result, experiment = served
+    tab.goto(f"{dashboard}/dashboard/studies/1/note")
+    there = tab.get_by_role("link", name="Runs of this sweep")
+    there.wait_for(timeout=60_000)
+    assert there.get_attribute("href") == link(address, experiment, result.key)
+    tab.goto(f"{dashboard}/dashboard/studies/1")
+    tab.get_by_text("rates").first.wait_for(timeout=60_000)
+    tab.locator(".js-plotly-plot").first.wait_for(timeout=30_000)
+    tab.get_by_text("val/AP", exact=False).first.wait_for(timeout=30_000)

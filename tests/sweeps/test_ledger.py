@@ -9,6 +9,7 @@ from pathlib import Path
 import optuna
 import pytest
 from optuna.trial import TrialState
+from optuna_dashboard import get_note, save_note
 
 from sweeps import ledger as ledgers
 from sweeps.draw import Search
@@ -233,3 +234,18 @@ def test_trials_of_another_study_are_not_taken_for_a_new_ones(storage, tmp_path)
     with pytest.raises(ValueError, match="holds trials that the study's storage does not know"):
         ledgers.create(storage, "s", "maximize", tmp_path)
     assert ledgers.find(storage, "s") is None
+
+
+def test_the_dashboards_note_links_to_mlflow_and_keeps_what_somebody_wrote_into_it(storage):
+    searched = search("x=interval(0.0,1.0)")
+    ledger = filled(storage, searched, 1)
+    ledger.point_to("http://one/#/1", "[Runs](http://one/#/1) of x")
+    study = optuna.load_study(study_name="s", storage=storage)
+    assert study.user_attrs["mlflow"] == "http://one/#/1"
+    assert get_note(study) == "[Runs](http://one/#/1) of x"
+    save_note(study, get_note(study) + ", which went well")
+    opened(storage, searched).point_to("http://one/#/1", "[Runs](http://one/#/1) of x")
+    opened(storage, searched).point_to("http://two/#/1", "[Runs](http://two/#/1) of x")
+    study = optuna.load_study(study_name="s", storage=storage)
+    assert study.user_attrs["mlflow"] == "http://two/#/1"
+    assert get_note(study) == "[Runs](http://two/#/1) of x, which went well"
