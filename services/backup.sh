@@ -14,3 +14,6 @@ done
 docker compose run --rm --no-deps -T mlflow tar -C /artifacts --exclude ./.health -cf - . >"$partial/artifacts.tar"
 mv "$partial" "$folder"
 echo "Backup: $folder ($(du -sh "$folder" | cut -f1))"
+if [ -n "${ARTIFACTS:-}" ] || grep -qs '^ARTIFACTS=.' .env; then
+    echo "Artifacts are in the bucket that ARTIFACTS names, not in this backup: have the bucket keep its versions"
+fi

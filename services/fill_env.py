@@ -5,7 +5,7 @@ import re
 import secrets
 from pathlib import Path
 
-SECRET = re.compile(r"^(\w+_(?:PASSWORD|SECRET))=$")
+SECRET = re.compile(r"^(\w+_(?:PASSWORD|SECRET|TOKEN))=$")
 
 
 def main() -> None:

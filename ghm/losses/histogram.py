@@ -20,14 +20,14 @@ def region_of(gradient: Tensor, bins: int, ignored: Tensor | None) -> Tensor:
     """Region j of each example: j / bins <= |gradient| < (j + 1) / bins; `bins` for 1, `bins + 1` for none.
 
     The norm j / bins, as float32 or float64 rounds it, is in region j, for every j and bins. The product
-    alone may fall short of j by a rounding (1 / 49 * 49 < 1), so the factor is larger by a few units in
-    the last place, and what lies that little below an edge passes it.
+    alone may fall short of j by a rounding (1 / 49 * 49 < 1), so the factor is larger by one, and the last
+    three numbers below an edge, or fewer, pass it.
 
     Shapes: `gradient` any, in [-1, 1]; `ignored` bool, alike. NaN is in no region, nor is what lies beyond
     1 + 1 / bins. Returns integers (N,), in the order of the elements.
     """
     norm = full_precision(gradient)
-    return _cell(norm, bins * (1 + 4 * torch.finfo(norm.dtype).eps), bins, ignored)
+    return _cell(norm, bins * (1 + torch.finfo(norm.dtype).eps), bins, ignored)
 
 
 def grid_cell_of(gradient: Tensor, ignored: Tensor | None) -> Tensor:

@@ -21,14 +21,15 @@ HOP = {"connection", "transfer-encoding", "keep-alive", "host", "content-length"
 
 
 @contextlib.contextmanager
-def tracking_server(folder: Path) -> Iterator[int]:
-    """MLflow's own server on a free port, with all its state in `folder`; the port."""
+def tracking_server(folder: Path, artifacts: str | None = None) -> Iterator[int]:
+    """MLflow's own server on a free port, with all its state in `folder`, or artifacts at that URI; the port."""
     folder.mkdir(parents=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [Path(sys.executable).parent / "mlflow", "server", "--workers", "1", "--port", str(port)]
-    stored = ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", folder / "artifacts"]
+    stored = ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
+    stored += ["--artifacts-destination", artifacts or str(folder / "artifacts")]
     server = subprocess.Popen(
         [*command, *stored],
         cwd=folder,

@@ -7,18 +7,24 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVICES = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
-FILES = [ROOT / "docker-compose.yml", ROOT / ".env.example", *filter(Path.is_file, (ROOT / "services").rglob("*"))]
+WRITTEN = {".md", ".sh", ".py", ".yml", ".yaml", ".ini", ".conf", ""}  # wheels, compiled modules and others are not
+FILES = [
+    ROOT / "docker-compose.yml",
+    ROOT / ".env.example",
+    *(path for path in (ROOT / "services").rglob("*") if path.is_file() and path.suffix in WRITTEN),
+]
 
 
 def run(*command: str) -> subprocess.CompletedProcess[str]:
     """In the folder of the test, as someone whose environment says nothing about the services."""
-    names = re.compile(r"POSTGRES_|MLFLOW_|PG|COMPOSE_|MAKE|MFLAGS")
+    names = re.compile(r"POSTGRES_|MLFLOW_|PG|AWS_|COMPOSE_|MAKE|MFLAGS")
     environment = {key: value for key, value in os.environ.items() if not names.match(key)}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
 
@@ -32,7 +38,7 @@ def passwords() -> dict[str, str]:
 def checkout(tmp_path: Path) -> None:
     for name in ("Makefile", "docker-compose.yml", ".env.example"):
         shutil.copy(ROOT / name, tmp_path)
-    shutil.copytree(ROOT / "services", tmp_path / "services")
+    shutil.copytree(ROOT / "services", tmp_path / "services", ignore=shutil.ignore_patterns("*.whl", "__pycache__"))
 
 
 @pytest.fixture
@@ -50,7 +56,23 @@ def test_the_file_is_valid_with_the_secrets_that_make_writes(secrets, compose):
     result = run("docker", "compose", "config")
     assert result.returncode == 0, result.stderr
     assert set(yaml.safe_load(result.stdout)["services"]) == {"postgres", "mlflow", "dashboard"}
-    assert all(secret in result.stdout for secret in passwords().values())
+    assert all(secret in result.stdout for name, secret in passwords().items() if name != "RAY_TOKEN")
+    cluster = run("docker", "compose", "--profile", "cluster", "config")
+    assert set(yaml.safe_load(cluster.stdout)["services"]) > {"ray-head", "ray-worker"}
+
+
+def test_artifacts_go_where_env_says(secrets, compose):
+    def server() -> dict[str, Any]:
+        return yaml.safe_load(run("docker", "compose", "config").stdout)["services"]["mlflow"]
+
+    assert "--artifacts-destination=/artifacts" in server()["command"]
+    said = {"ARTIFACTS": "s3://bucket/ghm", "AWS_ACCESS_KEY_ID": "who", "MLFLOW_S3_ENDPOINT_URL": "https://store"}
+    lines = Path(".env").read_text().replace("ARTIFACTS=\n", "")
+    Path(".env").write_text(lines + "".join(f"{key}={value}\n" for key, value in said.items()))
+    assert "--artifacts-destination=s3://bucket/ghm" in server()["command"]
+    environment = server()["environment"]
+    assert (environment["AWS_ACCESS_KEY_ID"], environment["MLFLOW_S3_ENDPOINT_URL"]) == ("who", "https://store")
+    assert environment.get("AWS_DEFAULT_REGION") is None  # rather than empty, which boto3 takes for a region
 
 
 @pytest.mark.parametrize("example", [True, False], ids=["empty password", "no .env"])
@@ -64,9 +86,8 @@ def test_without_a_password_nothing_starts_and_the_remedy_is_named(example, comp
 
 
 def test_only_this_machine_reaches_any_of_them():
-    for name, service in SERVICES.items():
-        assert service["ports"], name
-        assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+    for service in SERVICES.values():
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
         assert "network_mode" not in service
 
 
@@ -105,7 +126,7 @@ def test_secrets_are_random_each_another_and_for_their_owner_alone(secrets):
     assert secrets.returncode == 0, secrets.stderr
     assert stat.S_IMODE(Path(".env").stat().st_mode) == 0o600
     first = passwords()
-    assert len(set(first.values())) == len(first) == 6
+    assert len(set(first.values())) == len(first) == 7
     assert all(re.fullmatch(r"[0-9a-f]{48}", secret) for secret in first.values())
     assert not [secret for secret in first.values() if secret in secrets.stdout + secrets.stderr]
     Path(".env").unlink()

@@ -16,12 +16,14 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import optuna
+import psycopg2
 import pytest
 from mlflow.tracking import MlflowClient
 
 ROOT = Path(__file__).resolve().parents[2]
-PORTS = {"MLFLOW_PORT": "15000", "POSTGRES_PORT": "15432", "DASHBOARD_PORT": "18080"}
+PORTS = {"MLFLOW_PORT": "15000", "POSTGRES_PORT": "15432", "DASHBOARD_PORT": "18080", "RAY_PORT": "18265"}
 SERVER, PROJECT = "http://127.0.0.1:15000", "ghm-test"
+BUILT_FROM = (".dockerignore", "pyproject.toml", "setup.py", "MANIFEST.in", "README.md")
 SEARCH = "/api/2.0/mlflow/experiments/search?max_results=1"
 pytestmark = pytest.mark.services
 
@@ -67,9 +69,10 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     if shutil.which("docker") is None or subprocess.run(["docker", "info"], capture_output=True).returncode:
         pytest.skip("no Docker engine runs here")
     folder = tmp_path_factory.mktemp("stack")
-    for name in ("Makefile", "docker-compose.yml", ".env.example", "constraints.txt", ".dockerignore"):
+    for name in ("Makefile", "docker-compose.yml", ".env.example", "constraints.txt", *BUILT_FROM):
         shutil.copy(ROOT / name, folder)
-    shutil.copytree(ROOT / "services", folder / "services")
+    for name in ("services", "ghm", "sweeps", "conf"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     stack = Stack(folder)
     stack.run("make", "secrets", f"PYTHON={sys.executable}")
     try:
@@ -214,6 +217,80 @@ def test_an_upgrade_keeps_what_is_there(stack, monkeypatch, tmp_path):
     assert kept(client, run, tmp_path)
 
 
+SMALL = ("epochs=3", "data.train_images=8", "data.val_images=4", "data.image_size=64", "batch_size=4", "device=cpu")
+
+
+def ghm(environment: dict[str, str], *words: str) -> subprocess.Popen[str]:
+    command = [str(Path(sys.executable).parent / "ghm"), *words]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def recorded_once(stack: Stack, client: MlflowClient, name: str, count: int) -> None:
+    """Study and MLflow hold the same `count` trials of three epochs, each epoch once."""
+    study = optuna.load_study(study_name=name, storage=stack.storage)
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * count
+    experiment = client.get_experiment_by_name("ghm")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], f"tags.`sweep.name` = '{name}' and tags.`sweep.trial` != ''")
+    assert sorted(run.data.tags["sweep.trial"] for run in runs) == sorted(map(str, range(count)))
+    for run in runs:
+        assert run.data.tags["sweep.state"] == "done"
+        history = client.get_metric_history(run.info.run_id, "val/AP")
+        trial = study.trials[int(run.data.tags["sweep.trial"])]
+        assert [entry.step for entry in history] == [1, 2, 3]
+        assert {entry.step: entry.value for entry in history} == pytest.approx(trial.intermediate_values)
+
+
+def test_a_sweep_of_this_machine_is_whole_though_both_servers_are_killed_in_its_midst(stack, monkeypatch, tmp_path):
+    client = stack.client(monkeypatch)
+    account = {"MLFLOW_TRACKING_USERNAME": "writer", "MLFLOW_TRACKING_PASSWORD": stack.secret("MLFLOW_WRITER_PASSWORD")}
+    there = {"MLFLOW_TRACKING_URI": SERVER, "GHM_STORAGE": stack.storage, "GHM_RUNS": str(tmp_path)}
+    points = ("loss=ghm,focal,cross_entropy", "seed=1,2", "hydra.sweeper.study_name=outage", "hydra.sweeper.n_jobs=2")
+    with ghm(stack.environment | account | there, "train", "-m", *points, *SMALL) as sweep:
+        for service, done in (("mlflow", 1), ("postgres", 3)):
+            deadline = time.monotonic() + 200
+            while ended(stack, "outage") < done:
+                assert sweep.poll() is None, sweep.communicate()[0][-3000:]
+                assert time.monotonic() < deadline
+                time.sleep(0.5)
+            stack.compose("kill", "-s", "KILL", service)
+            stack.compose("up", "-d", "--wait")
+        said, _ = sweep.communicate(timeout=300)
+    assert sweep.returncode in (0, 1), said[-3000:]  # so short, it may learn nothing
+    recorded_once(stack, client, "outage", 6)
+
+
+def ended(stack: Stack, name: str) -> int:
+    """Trials of a study that are done."""
+    if name not in optuna.get_all_study_names(stack.storage):
+        return 0
+    trials = optuna.load_study(study_name=name, storage=stack.storage).trials
+    return sum(trial.state.is_finished() for trial in trials)
+
+
+@pytest.mark.skipif("GHM_WHEELS" not in os.environ, reason="GHM_WHEELS names no folder with a small build of torch")
+def test_a_sweep_submitted_to_the_cluster_beside_them_ends_in_mlflow_and_the_study(stack, monkeypatch):
+    for wheel in Path(os.environ["GHM_WHEELS"]).glob("torch-*.whl"):
+        shutil.copy(wheel, stack.folder / "services" / "ray" / "wheels")
+    stack.compose("--profile", "cluster", "up", "-d", "--wait", "--build")
+    try:
+        points = ("loss=ghm,focal", "hydra.sweeper.study_name=inside", "hydra.sweeper.n_jobs=2")
+        environment = stack.environment | {"RAY_AUTH_TOKEN": stack.secret("RAY_TOKEN")}
+        there = ("--address", "http://127.0.0.1:18265", "--cwd", "/runs")
+        with ghm(environment, "submit", *there, "--", "train", "-m", *points, *SMALL) as submitted:
+            said, _ = submitted.communicate(timeout=400)
+        assert submitted.returncode in (0, 1), said[-3000:]  # so short, it may learn nothing
+        assert "2 of 2 done" in said
+        recorded_once(stack, stack.client(monkeypatch), "inside", 2)
+        study = optuna.load_study(study_name="inside", storage=stack.storage)
+        assert study.user_attrs["mlflow"].startswith("http://mlflow:5000/#/experiments/")
+        for node in ("ray-head", "ray-worker"):
+            read = f"from urllib.request import urlopen; print(urlopen('http://{node}:8090').read().decode())"
+            assert "ray_node_mem_used" in stack.compose("exec", "-T", "ray-head", "python", "-c", read), node
+    finally:
+        stack.compose("--profile", "cluster", "rm", "-sf", "ray-head", "ray-worker")
+
+
 def test_other_machines_come_in_over_tls_by_the_name_that_was_given(stack, tmp_path):
     subject = ("-subj", "/CN=tracking.test", "-addext", "subjectAltName=DNS:tracking.test")
     pair = ("-keyout", str(tmp_path / "tls.key"), "-out", str(tmp_path / "tls.crt"))
@@ -229,10 +306,10 @@ def test_other_machines_come_in_over_tls_by_the_name_that_was_given(stack, tmp_p
             text=True,
         )
         assert refused.returncode != 0
-        values = {"GHM_HOST": "tracking.test", "GHM_BIND": "127.0.0.1", "HTTPS_PORT": "18443"}
+        values = {"GHM_HOST": "tracking.test", "GHM_BIND": "127.0.0.1"}
         values |= {"GHM_TLS_CERT": str(tmp_path / "tls.crt"), "GHM_TLS_KEY": str(tmp_path / "tls.key")}
         stack.environment[name] = values[name]
-    stack.environment["HTTPS_PORT"] = "18443"
+    stack.environment |= {"HTTPS_PORT": "18443", "POSTGRES_TLS_PORT": "15433"}
     stack.compose(*files, "up", "-d", "--wait")
 
     def over_tls(host: str, password: str, *words: str) -> str:
@@ -256,6 +333,19 @@ def test_other_machines_come_in_over_tls_by_the_name_that_was_given(stack, tmp_p
     assert over_tls("tracking.test", right, "-H", "Origin: https://evil.test") == "403"
     assert over_tls("tracking.test", "wrong") == "401"
     assert over_tls("other.test", right) == "421"
+
+    asked = {"host": "tracking.test", "hostaddr": "127.0.0.1", "port": 15433, "dbname": "optuna", "user": "optuna"}
+    asked |= {"password": stack.secret("OPTUNA_DB_PASSWORD"), "connect_timeout": 10}
+    trusted = {"sslmode": "verify-full", "sslnegotiation": "direct", "sslrootcert": str(tmp_path / "tls.crt")}
+    with psycopg2.connect(**asked, **trusted) as connection, connection.cursor() as cursor:
+        cursor.execute("select count(*) from studies")
+        assert cursor.fetchone() is not None
+    with pytest.raises(psycopg2.OperationalError):
+        psycopg2.connect(**asked, sslmode="disable")
+    with pytest.raises(psycopg2.OperationalError, match="does not match host name"):
+        psycopg2.connect(**(asked | {"host": "other.test"}), **trusted)
+    with pytest.raises(psycopg2.OperationalError, match="password authentication failed"):
+        psycopg2.connect(**(asked | {"password": "wrong"}), **trusted)
 
 
 def test_the_admins_other_password_is_one_line_of_the_log(stack):
