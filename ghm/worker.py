@@ -103,7 +103,7 @@ def _begin(job: Job, data: Data, steps_per_epoch: int, device: torch.device) -> 
     """The state of a run that has not done a step."""
     settings, cfg = job.settings, job.settings.config()
     layout = torch.channels_last if settings.channels_last else torch.contiguous_format
-    model = build_model(cfg, data.train.num_classes).to(device)
+    model = _normalized(build_model(cfg, data.train.num_classes), device).to(device)
     model = model.to(memory_format=layout)  # type: ignore[call-overload]
     data.train.masks = getattr(model, "needs_masks", False)
     if settings.compile:
@@ -117,6 +117,17 @@ def _begin(job: Job, data: Data, steps_per_epoch: int, device: torch.device) -> 
         None if settings.ema is None else engine.moving_average(model, settings.ema),
         recipe=recipe(cfg, data.train.class_names),
     )
+
+
+def _normalized(model: nn.Module, device: torch.device) -> nn.Module:
+    """With BatchNorm that trains, if it has any, over the images of all workers. ValueError where that cannot be."""
+    several = ray.train.get_context().get_world_size() > 1
+    if not several or not any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in model.modules()):
+        return model
+    if device.type != "cuda":
+        raise ValueError("model.norm=trained: several workers on the CPU cannot share it; use one, or norm=frozen")
+    synchronized: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    return synchronized
 
 
 def _detect(state: RunState, batches: Any, data: Data, device: torch.device) -> list[Detection]:

@@ -129,7 +129,7 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
             "ghm.secrets",
             "ghm.tracking",
         },
-        {"optuna", "ray", "hydra", "omegaconf", "rich", "sqlalchemy", "tenacity"},
+        {"optuna", "optuna_dashboard", "ray", "hydra", "omegaconf", "rich", "sqlalchemy", "tenacity"},
     ),
 }
 BARE = ("losses", "data", "models", "training", "training.engine", "training.checkpoint", "scoring")

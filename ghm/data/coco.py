@@ -2,7 +2,7 @@
 
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from pycocotools.coco import COCO
 
@@ -13,6 +13,7 @@ from ghm.data.images import check_headers, read_image
 from ghm.data.noise import check_share, noisy
 
 Invalid = Literal["error", "drop"]
+Empty = Literal["keep", "drop"]
 
 
 def coco_folder(
@@ -27,6 +28,7 @@ def coco_folder(
     label_noise: float = 0.0,
     noise_seed: int = 0,
     invalid: Invalid = "error",
+    empty: Empty = "keep",
 ) -> Data:
     """A folder with annotations in COCO's format, in any of the layouts that `layout` knows.
 
@@ -34,7 +36,8 @@ def coco_folder(
     images below `root`, where it is not found by itself. `val_share`: one file, of which so large a share
     becomes val, drawn by `split_seed`. `allow_overlap`: images may be in train and val. `augment`: transforms
     (torchvision's v2) for training images. `label_noise`: share of the training objects made wrong by
-    `noise_seed`, see `noisy`. `invalid="drop"`: boxes that are none are left out, not refused.
+    `noise_seed`, see `noisy`. `invalid="drop"`: boxes that are none are left out, not refused. `empty="drop"`:
+    training images without a box are left out, as in mmdetection.
 
     All that annotations and the headers of images tell is checked here, before hours are spent on training;
     what is odd is said in a warning. ValueError names the file, the entry and the remedy.
@@ -42,14 +45,25 @@ def coco_folder(
     if root is None:
         raise ValueError("data.root=null: names no folder; give data.root=PATH, or set GHM_DATA")
     check_share(label_noise)
+    if empty not in get_args(Empty):
+        raise ValueError(f"empty={empty}: must be keep or drop")
     folder = Path(root)
     found = layout.two_files(folder, train, val) if val_share is None else (layout.one_file(folder, train, val),)
     states = tuple((file.path.stat().st_mtime_ns, file.path.stat().st_size) for file in found)
     one, other = _opened(folder, found, images, val_share, split_seed, allow_overlap, invalid, states)
     data = Data(_dataset(folder, one), _dataset(folder, other))
     data.train.coco = noisy(data.train.coco, label_noise, noise_seed)
+    if empty == "drop":
+        data.train.coco = _without_empty(data.train.coco)
     data.train.augment = augment
     return data
+
+
+def _without_empty(coco: COCO) -> COCO:
+    """The images that hold an object or a crowd."""
+    held = {annotation["image_id"] for annotation in coco.dataset["annotations"]}
+    images = [image for image in coco.dataset["images"] if image["id"] in held]
+    return annotations.index(coco.dataset | {"images": images})
 
 
 class _Source(NamedTuple):

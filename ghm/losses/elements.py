@@ -1,5 +1,7 @@
 """The elements of a batch: their targets, which of them count, and means over those of all ranks."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -52,6 +54,16 @@ def expand(valid: Tensor, input: Tensor) -> Tensor:
             f"must be bool of shape {tuple(input.shape)} or {tuple(input.shape[:1])}"
         )
     return valid.view(*valid.shape, *[1] * (input.dim() - valid.dim())).expand_as(input)
+
+
+def rows_of(level_sizes: Sequence[int] | None, rows: int, scope: str) -> list[int]:
+    """`level_sizes`; ValueError where they are not the rows of a batch."""
+    sizes = list(level_sizes or ())
+    if sum(sizes) != rows or not sizes:
+        raise ValueError(
+            f"level_sizes={level_sizes}: must be the rows of each pyramid level, {rows} in all, because scope={scope}"
+        )
+    return sizes
 
 
 def world_size() -> int:

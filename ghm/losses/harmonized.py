@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ghm.losses.density import GradientDensity
-from ghm.losses.elements import require
+from ghm.losses.elements import require, rows_of
 
 # As GHMC and GHMR of mmdetection 3.3.0 do it: GHMC(bins=10, momentum=0.75, **MMDET).
 MMDET: dict[str, Any] = {"bias_correction": False, "emptied": "stay", "counts": "local", "scope": "shared"}
@@ -73,12 +73,7 @@ class Harmonized(nn.Module):
         r"""\beta_i / N for each element of `gradient` (any shape); `level_sizes` split its first dimension."""
         if self.scope == "pooled":
             return self.density(gradient, ignored)
-        sizes = list(level_sizes or ())
-        if sum(sizes) != len(gradient) or not sizes:
-            raise ValueError(
-                f"level_sizes={level_sizes}: must be the rows of each pyramid level, {len(gradient)} in all, "
-                f"because scope={self.scope}"
-            )
+        sizes = rows_of(level_sizes, len(gradient), self.scope)
         if self.scope == "level" and len(sizes) > self.levels:
             raise ValueError(f"levels={self.levels}: the detector has {len(sizes)}; set levels={len(sizes)}")
         densities: Iterable[nn.Module] = self.densities

@@ -15,6 +15,7 @@ from torchvision.ops import Conv2dNormActivation, FeaturePyramidNetwork, FrozenB
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
 ResNet = Literal["resnet50", "resnet101", "resnext101_32x8d"]
+Norm = Literal["frozen", "trained"]
 group_norm = partial(nn.GroupNorm, 8)
 
 
@@ -43,20 +44,25 @@ class TinyFPN(nn.Module):
         return self.fpn(features)
 
 
-def resnet_fpn(name: ResNet, weights: str | None, levels: Literal["P3-P7", "P2-P6"]) -> BackboneWithFPN:
+def resnet_fpn(
+    name: ResNet, weights: str | None, levels: Literal["P3-P7", "P2-P6"], norm: Norm = "frozen"
+) -> BackboneWithFPN:
     """torchvision's ResNet or ResNeXt with a pyramid of 256 channels.
 
     `levels`: P3 to P7 as RetinaNet uses them (P6 and P7 by strided convolutions of C5), or P2 to P6 as
     Faster R-CNN does. `weights` is the path of a torchvision state dict, or the name of torchvision's
-    own weights, as IMAGENET1K_V1: then BatchNorm is frozen, as are the stem and the first stage. Without
-    it the network trains from nothing, with GroupNorm.
+    own weights, as IMAGENET1K_V1: then the stem and the first stage are frozen, as is all BatchNorm unless
+    `norm="trained"`, by which the statistics are those of the images of a step. Without weights the network
+    trains from nothing, with GroupNorm.
     """
+    if norm not in get_args(Norm):
+        raise ValueError(f"norm={norm}: must be one of {', '.join(get_args(Norm))}")
     if name not in get_args(ResNet):
         raise ValueError(f"backbone={name}: must be one of {', '.join(get_args(ResNet))}")
     if weights is None:
         body, trainable = get_model(name, weights=None, norm_layer=partial(nn.GroupNorm, 32)), 5
     else:
-        body, trainable = get_model(name, weights=None, norm_layer=FrozenBatchNorm2d), 3
+        body, trainable = get_model(name, weights=None, norm_layer=FrozenBatchNorm2d if norm == "frozen" else None), 3
         _load(body, _read(name, weights), weights)
     if levels == "P3-P7":
         extra = LastLevelP6P7(2048, 256)

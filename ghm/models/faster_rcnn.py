@@ -1,7 +1,7 @@
 """torchvision's Faster R-CNN with injected losses in its RoI head, for Table 7; and its own, for Table 3."""
 
 import math
-from typing import Any, cast
+from typing import Any, Unpack, cast
 
 import torch
 import torch.nn.functional as F
@@ -11,9 +11,10 @@ from torchvision.models.detection import MaskRCNN as TorchvisionMaskRCNN
 from torchvision.models.detection import roi_heads, rpn
 from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image
 
-from ghm.models.backbones import ResNet, resnet_fpn
+from ghm.models.backbones import Norm, ResNet, resnet_fpn
 from ghm.models.matching import covered
-from ghm.models.retinanet import Loss, Targets, check_losses
+from ghm.models.retinanet import Loss, Targets, check_losses, share
+from ghm.models.rules import Inference, checked
 from ghm.models.transform import InputTransform
 
 
@@ -33,7 +34,8 @@ class RoIHeads(roi_heads.RoIHeads):
 
     A class loss that is `exclusive` gets logits (R, 1 + C), background first, and class indices (R,).
     Any other judges each class alone: it gets the logits (R, C) of the classes and one-hot targets, and
-    scores are sigmoids. The box loss gets the offsets (P, 4) of the true class of each positive.
+    scores are sigmoids. The box loss gets the offsets (P, 4) of the true class of each positive; its mean over
+    them is taken over all boxes that were sampled, positive or not (Girshick 2015, torchvision, Table 7).
     """
 
     def __init__(self, cls_loss: Loss, box_loss: Loss, *parts: nn.Module, **settings: Any) -> None:
@@ -55,7 +57,8 @@ class RoIHeads(roi_heads.RoIHeads):
         logits, offsets = self.box_predictor(self.box_head(self.box_roi_pool(features, proposals, image_shapes)))
         found = torch.where(labels > 0)[0]
         offsets = offsets.unflatten(1, (-1, 4))[found, labels[found]]
-        return [], {**self._classify(logits, labels), "loss_box": self.box_loss(offsets, wanted[found])}
+        box = self.box_loss(offsets, wanted[found]) * share(labels > 0)
+        return [], {**self._classify(logits, labels), "loss_box": box}
 
     def _classify(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """`loss_cls`, and `ce`, the plain cross-entropy; 0 where crowds leave nothing to sample."""
@@ -126,11 +129,13 @@ class FasterRCNN(FromZero, TorchvisionFasterRCNN):
         box_loss: Loss,
         prior: float | None,
         transform: InputTransform,
+        **rules: Unpack[Inference],
     ) -> None:
         p = check_losses(cls_loss, box_loss, prior)
         for name, loss in (("cls", cls_loss), ("box", box_loss)):
             if (scope := getattr(loss, "scope", "pooled")) != "pooled":
                 raise ValueError(f"loss.{name}.scope={scope}: boxes have no pyramid level here; set it to pooled")
+        chosen = checked(**rules)
         super().__init__(backbone, 1 + num_classes)
         self.transform = transform
         proposals, heads = cast(Any, self).rpn, cast(Any, self).roi_heads
@@ -156,9 +161,7 @@ class FasterRCNN(FromZero, TorchvisionFasterRCNN):
             batch_size_per_image=512,
             positive_fraction=0.25,
             bbox_reg_weights=None,  # 10, 10, 5, 5
-            score_thresh=0.05,
-            nms_thresh=0.5,
-            detections_per_img=100,
+            **{key: chosen[key] for key in Inference.__annotations__},  # type: ignore[literal-required]
         )
         if not self.roi_heads.exclusive:
             nn.init.constant_(heads.box_predictor.cls_score.bias, math.log(p / (1 - p)))
@@ -181,12 +184,17 @@ def faster_rcnn(
     box_loss: Loss,
     prior: float | None,
     weights: str | None = None,
+    norm: Norm = "frozen",
     min_size: int | list[int] = 800,
     max_size: int = 1333,
+    **rules: Unpack[Inference],
 ) -> FasterRCNN:
-    """Table 7's network: a ResNet with FPN, P2 to P6, and a box head with our losses. `weights`: see `resnet_fpn`."""
-    pyramid, transform = resnet_fpn(backbone, weights, "P2-P6"), InputTransform(min_size, max_size)
-    return FasterRCNN(pyramid, num_classes, cls_loss, box_loss, prior, transform)
+    """Table 7's network: a ResNet with FPN, P2 to P6, and a box head with our losses.
+
+    `weights`, `norm`: see `resnet_fpn`.
+    """
+    pyramid, transform = resnet_fpn(backbone, weights, "P2-P6", norm), InputTransform(min_size, max_size)
+    return FasterRCNN(pyramid, num_classes, cls_loss, box_loss, prior, transform, **rules)
 
 
 def stock_faster_rcnn(backbone: ResNet, num_classes: int, **settings: Any) -> StockFasterRCNN:
@@ -207,11 +215,15 @@ def _stock(
     box_loss: None,
     prior: None,
     weights: str | None = None,
+    norm: Norm = "frozen",
     min_size: int | list[int] = 800,
     max_size: int = 1333,
+    **rules: Unpack[Inference],
 ) -> Any:
     if cls_loss is not None or box_loss is not None:
         raise ValueError("loss: this model trains with torchvision's own losses; add loss=stock")
-    model = kind(resnet_fpn(backbone, weights, "P2-P6"), 1 + num_classes)
+    chosen: Any = checked(**rules)
+    kept = {f"box_{key}": chosen[key] for key in Inference.__annotations__}
+    model = kind(resnet_fpn(backbone, weights, "P2-P6", norm), 1 + num_classes, **kept)
     model.transform = InputTransform(min_size, max_size)
     return model

@@ -2,25 +2,44 @@
 
 import torch
 from torch import Tensor
+from torchvision.ops import nms
 
 BACKGROUND, IGNORED = -1, -2  # what torchvision's Matcher calls them
+CANDIDATES = 6000  # hardest examples of an image that NMS looks at
 PAIRS = 2**23  # box-anchor pairs compared at a time: bounds the IoU table to 32 MB
 
 
-def match(boxes: list[Tensor], crowds: list[Tensor], anchors: Tensor, high: float, low: float) -> Tensor:
+def match(
+    boxes: list[Tensor],
+    crowds: list[Tensor],
+    anchors: Tensor,
+    high: float,
+    low: float,
+    outside: Tensor | None = None,
+) -> Tensor:
     """Index of each anchor's box, or BACKGROUND, or IGNORED; int64 (N, A).
 
     The rule is that of torchvision's Matcher: an anchor takes the box it overlaps most if their IoU is at
     least `high`, is background below `low` and ignored between; and the anchors that a box overlaps most
     take their best box whatever the IoU. Background of which more than half lies in a crowd region is
-    ignored too: what is in there is not labelled.
+    ignored too: what is in there is not labelled. Anchors `outside` take no part, and are ignored.
 
-    Shapes: `boxes` N x (P_i, 4), `crowds` N x (Q_i, 4), `anchors` (A, 4), the same for all images.
+    Shapes: `boxes` N x (P_i, 4), `crowds` N x (Q_i, 4), `anchors` (A, 4), the same for all images; `outside`
+    bool (N, A).
     """
     longest = max(len(each) for each in boxes)
     chunk = max(1, PAIRS // (max(longest, 1) * len(anchors)))
     matched = torch.cat(
-        [_match(padded(boxes[start : start + chunk]), anchors, high, low) for start in range(0, len(boxes), chunk)]
+        [
+            _match(
+                padded(boxes[start : start + chunk]),
+                anchors,
+                high,
+                low,
+                None if outside is None else outside[start : start + chunk],
+            )
+            for start in range(0, len(boxes), chunk)
+        ]
     )
     for row, regions in zip(matched, crowds, strict=True):
         if len(regions):
@@ -28,14 +47,39 @@ def match(boxes: list[Tensor], crowds: list[Tensor], anchors: Tensor, high: floa
     return matched
 
 
-def _match(boxes: Tensor, anchors: Tensor, high: float, low: float) -> Tensor:
+def _match(boxes: Tensor, anchors: Tensor, high: float, low: float, outside: Tensor | None) -> Tensor:
     """`boxes` (N, P, 4), of which rows without area stand for none."""
     iou = _iou(boxes, anchors)  # (N, P, A)
+    if outside is not None:
+        iou = iou.masked_fill(outside[:, None], 0)
     best, box = iou.max(dim=1)
     matched = box.where(best >= high, IGNORED).where(best >= low, BACKGROUND)
     most = iou.amax(dim=2, keepdim=True)
     chosen = ((iou == most) & (most > 0)).any(dim=1)
-    return box.where(chosen, matched)
+    matched = box.where(chosen, matched)
+    return matched if outside is None else matched.masked_fill(outside, IGNORED)
+
+
+def beyond(anchors: Tensor, sizes: Tensor) -> Tensor:
+    """Whether each anchor's centre lies beyond each image, the image being rounded up to 32 pixels; bool (N, A).
+
+    So mmdetection has it. Shapes: `anchors` (A, 4), `sizes` (N, 2), height and width in pixels.
+    """
+    height, width = ((sizes + 31) // 32 * 32).unbind(1)
+    x, y = (anchors[:, :2] + anchors[:, 2:]).div(2).unbind(1)
+    return (x >= width[:, None]) | (y >= height[:, None])
+
+
+def unsuppressed(anchors: Tensor, threshold: float, hardness: Tensor) -> Tensor:
+    """Whether an anchor overlaps none that is harder by an IoU above `threshold`; bool (N, A).
+
+    Of each image's hardest `CANDIDATES`; the rest is left out. Shapes: `anchors` (A, 4), `hardness` (N, A).
+    """
+    hardest = hardness.topk(min(CANDIDATES, hardness.shape[1]), dim=1)
+    kept = torch.zeros_like(hardness, dtype=torch.bool)
+    for row, values, places in zip(kept, *hardest, strict=True):
+        row[places[nms(anchors[places], values, threshold)]] = True
+    return kept
 
 
 def _iou(boxes: Tensor, anchors: Tensor) -> Tensor:

@@ -5,7 +5,8 @@ heads join the anchors of all images first and call each loss once a step.
 """
 
 from collections.abc import Callable
-from typing import Any, cast
+from functools import partial
+from typing import Any, Unpack, cast
 
 import torch
 import torch.distributed as dist
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 from torchvision.models.detection import retinanet as torchvision_retinanet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 
-from ghm.models.backbones import ResNet, TinyFPN, group_norm, resnet_fpn
-from ghm.models.matching import BACKGROUND, IGNORED, match, padded
+from ghm.models.backbones import Norm, ResNet, TinyFPN, group_norm, resnet_fpn
+from ghm.models.matching import BACKGROUND, IGNORED, beyond, match, padded, unsuppressed
+from ghm.models.rules import Rules, checked
 from ghm.models.transform import InputTransform
 
 Loss = Callable[..., Tensor]
@@ -37,25 +39,32 @@ class ClassificationHead(torchvision_retinanet.RetinaNetClassificationHead):
         super().__init__(in_channels, num_anchors, num_classes, prior, norm_layer)
         self.loss = loss
 
-    def compute_loss(self, targets: Targets, head_outputs: dict[str, Any], matched_idxs: Tensor) -> dict[str, Tensor]:
+    def compute_loss(
+        self, targets: Targets, head_outputs: dict[str, Any], anchors: list[Tensor], matched_idxs: Tensor
+    ) -> dict[str, Tensor]:
         """`loss_cls`, and `ce`, the plain cross-entropy: a number that falls whatever the loss.
 
         `matched_idxs` (N, A), as `match` returns it.
         """
-        logits, valid, by_level = head_outputs["cls_logits"], matched_idxs != IGNORED, {}  # (N, A, C), (N, A)
+        logits, valid = head_outputs["cls_logits"], matched_idxs != IGNORED  # (N, A, C), (N, A)
+        told: dict[str, Any] = {}
         labels = padded([target["labels"] for target in targets]).gather(1, matched_idxs.clamp(min=0))
         labels = labels.where(matched_idxs >= 0, BACKGROUND)
         if _knows_levels(self.loss):
             sizes = head_outputs["level_sizes"]
             logits, labels, valid = (_level_after_level(part, sizes) for part in (logits, labels, valid))
-            by_level = {"level_sizes": [len(matched_idxs) * size for size in sizes]}
+            told = {"level_sizes": [len(matched_idxs) * size for size in sizes]}
         else:
             logits, labels, valid = logits.flatten(0, 1), labels.flatten(), valid.flatten()
+        if getattr(self.loss, "keep", None) is not None:  # hard examples of each image
+            threshold = getattr(self.loss, "nms", None)
+            suppress = None if threshold is None else partial(unsuppressed, anchors[0], threshold)
+            told |= {"images": len(matched_idxs), "suppress": suppress}
         one_hot = labels[:, None] == torch.arange(self.num_classes, device=labels.device)
         with torch.no_grad():
             ce = F.binary_cross_entropy_with_logits(logits.float(), one_hot.float(), reduction="none").mean(1)
             ce = _mean(ce, valid)
-        return {"loss_cls": self.loss(logits, one_hot, valid, **by_level), "ce": ce}
+        return {"loss_cls": self.loss(logits, one_hot, valid, **told), "ce": ce}
 
 
 class RegressionHead(torchvision_retinanet.RetinaNetRegressionHead):
@@ -101,7 +110,7 @@ class Head(torchvision_retinanet.RetinaNetHead):
         self, targets: Targets, head_outputs: dict[str, Any], anchors: list[Tensor], matched_idxs: Tensor
     ) -> dict[str, Tensor]:
         return {
-            **self.classification_head.compute_loss(targets, head_outputs, matched_idxs),
+            **self.classification_head.compute_loss(targets, head_outputs, anchors, matched_idxs),
             **self.regression_head.compute_loss(targets, head_outputs, anchors, matched_idxs),
         }
 
@@ -119,23 +128,24 @@ class RetinaNet(torchvision_retinanet.RetinaNet):
         cls_loss: Loss,
         box_loss: Loss,
         prior: float | None,
-        base_sizes: tuple[int, ...],
         transform: InputTransform,
         norm_layer: Callable[..., nn.Module] | None,
+        levels: int,
+        **rules: Unpack[Rules],
     ) -> None:
-        """`base_sizes`: anchor side in pixels per pyramid level; 3 scales x 3 ratios are made of each.
-
-        `prior`: probability of foreground that the initial bias amounts to; None for no bias.
-        """
+        """`prior`: probability of foreground that the initial bias amounts to; None for no bias."""
         prior = check_losses(cls_loss, box_loss, prior)
         if getattr(cls_loss, "exclusive", False):
             raise ValueError(
                 "loss.cls: is a softmax over the classes and background, which RetinaNet does not predict; "
                 "choose another loss/cls, or model=faster_rcnn_r50"
             )
-        scales = [tuple(round(size * 2 ** (octave / 3)) for octave in range(3)) for size in base_sizes]
-        anchors = AnchorGenerator(tuple(scales), ((0.5, 1.0, 2.0),) * len(base_sizes))
+        chosen: Any = checked(levels, **rules)
+        sizes, scales, ratios = (chosen.pop(key) for key in ("anchor_sizes", "anchor_scales", "aspect_ratios"))
+        sides = tuple(tuple(round(size * scale) for scale in scales) for size in sizes)
+        anchors = AnchorGenerator(sides, (tuple(ratios),) * levels)
         channels, per_place = cast(int, backbone.out_channels), anchors.num_anchors_per_location()[0]
+        self.train_padding = chosen.pop("train_padding")
         super().__init__(
             backbone,
             num_classes,
@@ -144,15 +154,17 @@ class RetinaNet(torchvision_retinanet.RetinaNet):
                 ClassificationHead(channels, per_place, num_classes, cls_loss, prior, norm_layer),
                 RegressionHead(channels, per_place, box_loss, norm_layer),
             ),
-            detections_per_img=100,  # what COCO scores
+            **chosen,
         )
         self.transform = transform
 
     def compute_loss(self, targets: Targets, head_outputs: dict[str, Any], anchors: list[Tensor]) -> dict[str, Tensor]:
         boxes = [target["boxes"] for target in targets]
         crowds = [target.get("crowds", target["boxes"][:0]) for target in targets]
-        rule = self.proposal_matcher
-        matched = match(boxes, crowds, anchors[0], rule.high_threshold, rule.low_threshold)
+        rule, outside = self.proposal_matcher, None
+        if not self.train_padding:
+            outside = beyond(anchors[0], torch.stack([target["size"] for target in targets]))
+        matched = match(boxes, crowds, anchors[0], rule.high_threshold, rule.low_threshold, outside)
         return self.head.compute_loss(targets, head_outputs, anchors, matched)
 
 
@@ -169,11 +181,20 @@ def check_losses(cls_loss: Loss | None, box_loss: Loss | None, prior: float | No
 
 def _mean(values: Tensor, valid: Tensor) -> Tensor:
     """This worker's share of the mean over the valid values of all workers: the shares' mean is that mean."""
-    number = valid.sum()
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(number)
-        number = number / dist.get_world_size()
-    return (values * valid).sum() / number.clamp(min=1)
+    return (values * valid).sum() / _pooled(valid.sum()).clamp(min=1)
+
+
+def share(chosen: Tensor) -> Tensor:
+    """Of the elements of all workers, the part that is true."""
+    return _pooled(chosen.sum()) / _pooled(torch.full((), chosen.numel(), device=chosen.device)).clamp(min=1)
+
+
+def _pooled(number: Tensor) -> Tensor:
+    """Its mean over all workers."""
+    if not dist.is_available() or not dist.is_initialized():
+        return number
+    dist.all_reduce(number)
+    return number / dist.get_world_size()
 
 
 def _knows_levels(loss: Loss) -> bool:
@@ -187,14 +208,20 @@ def _level_after_level(part: Tensor, sizes: list[int]) -> Tensor:
 
 
 def retinanet_tiny(
-    num_classes: int, cls_loss: Loss, box_loss: Loss, prior: float | None, max_size: int = 320
+    num_classes: int,
+    cls_loss: Loss,
+    box_loss: Loss,
+    prior: float | None,
+    max_size: int = 320,
+    **rules: Unpack[Rules],
 ) -> RetinaNet:
     """0.6 million parameters, three levels, anchors of 12 to 76 pixels; trains from nothing in minutes.
 
     Images keep their size unless their long side exceeds `max_size` pixels.
     """
+    rules = {"anchor_sizes": [12, 24, 48], **rules}
     transform = InputTransform(None, max_size)
-    return RetinaNet(TinyFPN(), num_classes, cls_loss, box_loss, prior, (12, 24, 48), transform, group_norm)
+    return RetinaNet(TinyFPN(), num_classes, cls_loss, box_loss, prior, transform, group_norm, 3, **rules)
 
 
 def retinanet(
@@ -204,10 +231,13 @@ def retinanet(
     box_loss: Loss,
     prior: float | None,
     weights: str | None = None,
+    norm: Norm = "frozen",
     min_size: int | list[int] = 800,
     max_size: int = 1333,
+    **rules: Unpack[Rules],
 ) -> RetinaNet:
-    """The paper's network: a ResNet with FPN, P3 to P7. `weights`: see `resnet_fpn`."""
-    transform, sizes = InputTransform(min_size, max_size), (32, 64, 128, 256, 512)
-    pyramid = resnet_fpn(backbone, weights, "P3-P7")
-    return RetinaNet(pyramid, num_classes, cls_loss, box_loss, prior, sizes, transform, None)
+    """The paper's network: a ResNet with FPN, P3 to P7. `weights`, `norm`: see `resnet_fpn`."""
+    rules = {"anchor_sizes": [32, 64, 128, 256, 512], **rules}
+    transform = InputTransform(min_size, max_size)
+    pyramid = resnet_fpn(backbone, weights, "P3-P7", norm)
+    return RetinaNet(pyramid, num_classes, cls_loss, box_loss, prior, transform, None, 5, **rules)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
 
@@ -22,6 +23,13 @@ class InputTransform(GeneralizedRCNNTransform):
                 raise ValueError(f"{name}={value}: must be a whole number of pixels above 0")
         self.enlarge = min_size is not None
         super().__init__(max_size if min_size is None else min_size, max_size, MEAN, STD, **options)
+
+    def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> Any:
+        """torchvision's; targets are given the `size` (2,) of their image, height and width before padding."""
+        batch, targets = super().forward(images, targets)
+        for size, target in zip(batch.image_sizes, targets or (), strict=False):
+            target["size"] = torch.tensor(size, device=batch.tensors.device)
+        return batch, targets
 
     def resize(self, image: Tensor, target: dict[str, Tensor] | None) -> tuple[Tensor, dict[str, Tensor] | None]:
         before = image.shape[-2:]

@@ -143,6 +143,16 @@ def test_faulty_boxes_are_left_out_of_train_and_val_where_that_is_wanted(write, 
     assert said == ["train.json", "val.json"]
 
 
+def test_training_images_without_a_box_are_left_out_where_that_is_wanted(write):
+    root = write()
+    kept, (train, val) = coco_folder(root), coco_folder(root, empty="drop")
+    assert train.image_ids == [number for number in kept.train.image_ids if kept.train.coco.imgToAnns[number]]
+    assert len(train) < len(kept.train)
+    assert val.image_ids == kept.val.image_ids
+    with pytest.raises(ValueError, match=r"^empty=no: must be keep or drop"):
+        coco_folder(root, empty="no")
+
+
 def test_a_category_of_two_names_is_refused(write):
     renamed = [{"id": 90, "name": "cat"}, {"id": 4, "name": "kite"}, {"id": 17, "name": "dog"}]
     root = write(val=CONTENT | {"categories": renamed})

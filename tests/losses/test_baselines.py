@@ -57,6 +57,26 @@ def test_the_gradient_of_cross_entropy_is_the_probability_less_the_target():
     torch.testing.assert_close(gradient * x.numel(), x.sigmoid() - y)
 
 
+def test_cross_entropy_by_level_is_the_sum_of_the_levels_means():
+    x, y, valid = classification()
+    rows = [len(x) // 2, len(x) - len(x) // 2 - 3, 3]
+    parts = zip(x.split(rows), y.split(rows), valid.split(rows), strict=True)
+    expected = 20 * sum(loop_cross_entropy(*part) for part in parts)
+    loss = CrossEntropy(weight=20.0, scope="level")
+    assert loss(x, y, valid, level_sizes=rows).item() == pytest.approx(expected, rel=1e-12)
+    with pytest.raises(ValueError, match=r"^level_sizes=None: must be the rows of each pyramid level"):
+        loss(x, y, valid)
+
+
+def test_the_papers_cross_entropy_begins_at_around_one():
+    """Implementation of the baseline: prior 0.01, weight 20; a mean over all anchors would begin at 0.2."""
+    sizes = [1200, 300, 75, 24, 9]
+    x = torch.full((sum(sizes), 80), -math.log(99))
+    y = torch.zeros_like(x)
+    assert CrossEntropy(weight=20.0, scope="level")(x, y, level_sizes=sizes).item() == pytest.approx(1.0, abs=0.01)
+    assert CrossEntropy(weight=20.0)(x, y).item() == pytest.approx(0.2, abs=0.01)
+
+
 # Focal loss
 
 
@@ -151,6 +171,74 @@ def test_ohem_teaches_nothing_to_the_elements_it_drops():
 def test_ohem_keeps_the_asked_number_among_equally_hard_negatives():
     _, gradient = value_and_gradient(OHEM(ratio=3.0), torch.zeros(10, 2), torch.eye(10, 2))
     assert gradient.ne(0).sum() == 2 + 3 * 2
+
+
+def naive_examples(x, y, valid, keep, ratio, overlapping):
+    """Rows that are kept of one image, hardest first; `overlapping(a, b)`: whether b does not count beside a."""
+    ce = F.binary_cross_entropy_with_logits(x, y, reduction="none").where(valid, 0)
+    order = [row for row in ce.sum(1).argsort(descending=True).tolist() if valid[row].any()]
+    left = []
+    for row in order:
+        if not any(overlapping(other, row) for other in left):
+            left.append(row)
+    if ratio is None:
+        return left[:keep]
+    objects = ((y > 0) & valid).any(1)
+    positives = [row for row in left if objects[row]][: max(int(keep / (1 + ratio)), 1)]
+    negatives = [row for row in left if not objects[row]]
+    return positives + negatives[: keep - len(positives)]
+
+
+@modest
+@given(
+    seed=st.integers(0, 10**6),
+    keep=st.sampled_from([1, 5, 12, 1000]),
+    ratio=st.sampled_from([None, 1.0, 3.0]),
+    side=st.sampled_from([0, 3]),
+)
+def test_ohem_keeps_the_hardest_examples_of_each_image(seed, keep, ratio, side):
+    """Lin et al. 2017, section 5.1; examples of a `side` next to each other overlap."""
+    images, kept = 2, []
+    x, y, valid = classification(seed, positives=0.1)
+    rows = len(x) // images
+    x, y, valid = x[: images * rows], y[: images * rows], valid[: images * rows]
+
+    def overlapping(a, b):
+        return side > 0 and a // side == b // side
+
+    def suppress(hardness):
+        alone = torch.zeros_like(hardness, dtype=torch.bool)
+        for row, values in zip(alone, hardness, strict=True):
+            left = []
+            for place in values.argsort(descending=True, stable=True).tolist():
+                if not any(overlapping(other, place) for other in left):
+                    left.append(place)
+            row[left] = True
+        return alone
+
+    for image in range(images):
+        own = slice(image * rows, (image + 1) * rows)
+        kept += [image * rows + row for row in naive_examples(x[own], y[own], valid[own], keep, ratio, overlapping)]
+    ce = F.binary_cross_entropy_with_logits(x, y, reduction="none")
+    mean = ce[kept][valid[kept]].mean()
+    loss = OHEM(ratio, keep=keep, nms=0.5 if side else None)
+    value, gradient = value_and_gradient(lambda x: loss(x, y, valid, images, suppress if side else None), x)
+    assert value.item() == pytest.approx(mean.item(), rel=1e-9)
+    assert sorted(set(gradient.nonzero()[:, 0].tolist())) == sorted(kept)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"ratio": None}, "ratio=None: must be negatives a positive"),
+        ({"ratio": -1.0}, "ratio=-1.0: must be above 0"),
+        ({"keep": 0}, "keep=0: must be a whole number of examples an image"),
+        ({"nms": 0.7}, "nms=0.7: must be an IoU in .0, 1. beside keep"),
+    ],
+)
+def test_ohem_names_what_selects_nothing(settings, said):
+    with pytest.raises(ValueError, match=f"^{said}"):
+        OHEM(**settings)
 
 
 # Box losses

@@ -138,6 +138,23 @@ def test_given_weights_are_loaded_on_meta_too_and_the_first_layers_frozen(file, 
     assert all(torch.equal(value, before[key]) for key, value in pyramid.body.named_buffers())
 
 
+def test_normalization_is_frozen_or_trained(file):
+    def moved(norm):
+        """Statistics and factors of normalization that a step of training changes."""
+        pyramid = retinanet("resnet50", 3, GHMC(), GHMR(), 0.01, weights=str(file), norm=norm).backbone.train()
+        before = {key: value.clone() for key, value in pyramid.body.named_buffers()}
+        learns = {key for key, p in pyramid.body.named_parameters() if "bn" in key and p.requires_grad}
+        pyramid(torch.rand(2, 3, 32, 32))
+        return {key for key, value in pyramid.body.named_buffers() if not torch.equal(value, before[key])}, learns
+
+    assert moved("frozen") == (set(), set())
+    statistics, factors = moved("trained")
+    assert {"layer2.0.bn1.running_mean", "layer4.2.bn3.running_var"} <= statistics
+    assert {"layer2.0.bn1.weight", "layer4.2.bn3.bias"} <= factors
+    with pytest.raises(ValueError, match=r"^norm=thawed: must be one of frozen, trained"):
+        moved("thawed")
+
+
 def test_weights_are_loaded_outside_of_meta(file, state):
     model = retinanet("resnet50", 3, GHMC(), GHMR(), 0.01, weights=str(file))
     assert_loaded(model.backbone, state)

@@ -108,7 +108,7 @@ def livened(model):
 def test_training_is_torchvisions_with_its_losses_injected():
     """The same proposals are sampled; classes, offsets and their targets are those that its losses get."""
     ours, (images, targets) = (
-        softmax(box_loss=lambda x, y, valid: F.smooth_l1_loss(x, y, reduction="sum", beta=1 / 9)),
+        softmax(box_loss=SmoothL1(weight=4.0)),
         batch((2, 0, 3)),
     )
     theirs = torchvisions(ours)
@@ -119,9 +119,9 @@ def test_training_is_torchvisions_with_its_losses_injected():
     assert logits.shape == (len(labels), 1 + CLASSES)
     assert set(labels.tolist()) == {0, *(1 + torch.cat([target["labels"] for target in targets])).tolist()}
     assert len(offsets) == (labels > 0).sum() >= 5
-    # Its sum over the positives is divided by all that was sampled.
+    # The four coordinates of the positives are summed, and divided by all that was sampled (Table 7).
     assert expected["loss_box_reg"] > 0
-    torch.testing.assert_close(found["loss_box"] / len(labels), expected["loss_box_reg"])
+    torch.testing.assert_close(found["loss_box"], expected["loss_box_reg"])
     torch.testing.assert_close(found["loss_cls"], expected["loss_classifier"])
     torch.testing.assert_close(found["ce"], expected["loss_classifier"].detach())
     assert not found["ce"].requires_grad
@@ -431,7 +431,7 @@ def test_stock_models_are_torchvisions_with_labels_from_zero(tiny_stock, name, e
     torch.manual_seed(0)
     kind = {"faster": detection.FasterRCNN, "mask": detection.MaskRCNN}[name]
     theirs = few(kind(Pyramid(), 1 + CLASSES, min_size=96, max_size=200))
-    assert tiny_stock.asked == [("resnet101", "w", "P2-P6")]
+    assert tiny_stock.asked == [("resnet101", "w", "P2-P6", "frozen")]
     assert isinstance(ours, {"faster": StockFasterRCNN, "mask": StockMaskRCNN}[name])
     assert getattr(ours, "needs_masks", False) == (name == "mask")
     images, targets = stock_batch()
@@ -506,3 +506,12 @@ def test_it_learns_from_coco():
     assert all(value.isfinite().all() for value in model.state_dict().values())
     assert [name for name, value in model.named_parameters() if torch.equal(value, before[name])] == []
     assert model.roi_heads.box_loss.density.average.counts.sum() > 0
+
+
+def test_what_is_returned_is_chosen_by_its_settings():
+    settings = {"score_thresh": 0.2, "nms_thresh": 0.4, "detections_per_img": 7}
+    with torch.device("meta"):
+        ours = faster_rcnn("resnet50", CLASSES, CrossEntropy(), SmoothL1(), None, **settings)
+        stock = stock_faster_rcnn("resnet50", CLASSES, cls_loss=None, box_loss=None, prior=None, **settings)
+    for heads in (ours.roi_heads, stock.roi_heads):
+        assert (heads.score_thresh, heads.nms_thresh, heads.detections_per_img) == (0.2, 0.4, 7)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ghm.models import matching
-from ghm.models.matching import BACKGROUND, IGNORED, covered, match, padded
+from ghm.models.matching import BACKGROUND, IGNORED, beyond, covered, match, padded, unsuppressed
 
 BETWEEN = torch.tensor([[0.0, 0, 45, 100]])  # IoU 0.45 with ANCHOR
 ANCHOR = torch.tensor([[0.0, 0, 100, 100]])
@@ -125,3 +125,29 @@ def test_padded_sets_rows_side_by_side():
     assert joined.tolist() == [[[1, 2], [-7, -7]], [[-7, -7], [-7, -7]], [[3, 4], [5, 6]]]
     assert padded([torch.zeros(0, 4)] * 3).tolist() == [[[0.0] * 4]] * 3  # a row, so that indices have something to hit
     assert padded([torch.zeros(0)]).shape == (1, 1)
+
+
+def test_anchors_outside_take_no_part():
+    """Neither as background nor as a box's best; the best of the rest takes its place."""
+    anchors = torch.tensor([[0.0, 0, 10, 10], [4, 0, 14, 10], [60, 60, 70, 70]])
+    boxes = [torch.tensor([[0.0, 0, 10, 10]])] * 2
+    outside = torch.tensor([[False, False, False], [True, False, True]])
+    rows = match(boxes, [boxes[0][:0]] * 2, anchors, 0.5, 0.4, outside)
+    assert rows.tolist() == [[0, IGNORED, BACKGROUND], [IGNORED, 0, IGNORED]]
+
+
+def test_an_anchor_lies_beyond_an_image_by_its_centre_and_32_pixels():
+    """As mmdetection's valid_flags: cells of a level that begin within the image, rounded up to 32 pixels."""
+    centres = torch.tensor([[56.0, 0], [63, 0], [64, 0], [0, 31], [0, 32]])
+    anchors = torch.cat([centres - 5, centres + 5], dim=1)
+    sizes = torch.tensor([[32, 33], [33, 64]])  # height, width
+    assert beyond(anchors, sizes).tolist() == [[False, False, True, False, True], [False, False, True, False, False]]
+
+
+def test_what_a_harder_anchor_overlaps_is_left_out():
+    anchors = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 9], [50, 50, 60, 60], [0, 0, 10, 5]])
+    hardness = torch.tensor([[1.0, 2, 3, 0], [3.0, 2, 1, 0]])
+    assert unsuppressed(anchors, 0.7, hardness).tolist() == [[False, True, True, True], [True, False, True, True]]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(matching, "CANDIDATES", 2)
+        assert unsuppressed(anchors, 0.7, hardness).tolist() == [[False, True, True, False], [True, *[False] * 3]]

@@ -1,13 +1,14 @@
 """RetinaNet with injected losses: what it gives to them, and what it gives back."""
 
 import math
+import re
 from functools import partial
 
 import pytest
 import torch
 import torch.distributed as dist
 
-from ghm.losses import ASL1, GHMC, GHMR, CrossEntropy, SoftmaxCrossEntropy, SoftmaxGHMC
+from ghm.losses import ASL1, GHMC, GHMR, OHEM, CrossEntropy, SoftmaxCrossEntropy, SoftmaxGHMC
 from ghm.models import RetinaNet, retinanet, retinanet_tiny
 from tests.models.scenes import Recorder, batch, total
 
@@ -119,6 +120,54 @@ def test_the_head_marks_classes_and_leaves_out_what_lies_between_thresholds():
     assert offsets.tolist() == [[4, 5, 6, 7], [12, 13, 14, 15]]
 
 
+@pytest.mark.parametrize("padding", [True, False])
+def test_anchors_on_padding_are_background_or_left_out(padding):
+    """Of a small image beside a large one, as torchvision has it and as mmdetection has it."""
+    torch.manual_seed(0)
+    model = retinanet_tiny(CLASSES, Recorder(CrossEntropy()), Recorder(ASL1()), 0.01, train_padding=padding)
+    (one, other), targets = batch((2, 1))
+    large = torch.nn.functional.pad(other, (0, 64, 0, 64))
+    _, anchors = anchors_of(model, [one, large], targets)
+    [(_, one_hot, valid)] = model.head.classification_head.loss.calls
+    centre = (anchors[0][:, :2] + anchors[0][:, 2:]) / 2
+    beyond = (centre >= 64).any(dim=1)
+    assert beyond.any()
+    small, large = valid.view(2, -1)
+    assert large[beyond].any()
+    assert bool(small[beyond].any()) == padding
+    assert not one_hot.view(2, len(centre), -1)[0, beyond].any()
+
+
+def test_the_numbers_around_the_losses_are_settings():
+    given = {"score_thresh": 0.1, "nms_thresh": 0.6, "detections_per_img": 5, "topk_candidates": 50}
+    matching = {"fg_iou_thresh": 0.6, "bg_iou_thresh": 0.3}
+    own = {"anchor_sizes": [10, 20, 40], "anchor_scales": [1.0, 2.0], "aspect_ratios": [1.0]}
+    model = retinanet_tiny(CLASSES, CrossEntropy(), ASL1(), None, **given, **matching, **own)
+    assert {key: getattr(model, key) for key in given} == given
+    rule = model.proposal_matcher
+    assert (rule.high_threshold, rule.low_threshold) == (0.6, 0.3)
+    sides = [(cell[:, 2:] - cell[:, :2]).tolist() for cell in model.anchor_generator.cell_anchors]
+    assert sides == [[[10, 10], [20, 20]], [[20, 20], [40, 40]], [[40, 40], [80, 80]]]
+    assert model.train()(*batch())["loss_box"].isfinite()
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"score_thresh": 1.5}, "score_thresh=1.5: must lie in [0, 1]"),
+        ({"nms_thresh": "x"}, "nms_thresh=x: must lie in [0, 1]"),
+        ({"detections_per_img": 0}, "detections_per_img=0: must be a whole number of 1 or more"),
+        ({"topk_candidates": 1.5}, "topk_candidates=1.5: must be a whole number of 1 or more"),
+        ({"bg_iou_thresh": 0.7}, "bg_iou_thresh=0.7: must not be above fg_iou_thresh=0.5"),
+        ({"anchor_scales": []}, "anchor_scales=[]: must be numbers above 0"),
+        ({"anchor_sizes": [10, 20]}, "anchor_sizes=[10, 20]: must be one for each of the 3 pyramid levels"),
+    ],
+)
+def test_numbers_that_make_no_detector_are_named(settings, said):
+    with pytest.raises(ValueError, match=f"^{re.escape(said)}"):
+        retinanet_tiny(CLASSES, CrossEntropy(), ASL1(), None, **settings)
+
+
 @pytest.mark.parametrize(("size", "max_size"), [(64, 320), (128, 64)])
 def test_what_lies_in_crowds_is_left_out_however_the_image_is_scaled(size, max_size):
     torch.manual_seed(0)
@@ -158,7 +207,7 @@ def test_images_of_crowds_alone_train():
 def test_ce_is_nothing_where_nothing_counts():
     head = build().head.classification_head
     targets = batch((1,))[1]
-    losses = head.compute_loss(targets, {"cls_logits": torch.rand(1, 4, CLASSES)}, torch.full((1, 4), -2))
+    losses = head.compute_loss(targets, {"cls_logits": torch.rand(1, 4, CLASSES)}, [], torch.full((1, 4), -2))
     assert losses["ce"].item() == 0
 
 
@@ -241,6 +290,18 @@ def test_a_loss_with_a_scope_gets_its_rows_level_after_level():
     assert boxes.level_sizes == [int((positive & (level == number)).sum()) for number in range(3)]
     assert sorted(boxes.calls[-1][1].tolist()) == sorted(pooled.head.regression_head.loss.calls[-1][1].tolist())
     assert sum(size > 0 for size in boxes.level_sizes) > 1
+
+
+@pytest.mark.parametrize("nms", [None, 0.7])
+def test_hard_examples_are_mined_in_each_image(nms):
+    torch.manual_seed(0)
+    model = retinanet_tiny(CLASSES, OHEM(None, keep=16, nms=nms), ASL1(), 0.01).train()
+    images, targets = batch((2, 0))
+    outputs = []
+    model.head.register_forward_hook(lambda module, given, output: outputs.append(output["cls_logits"]))
+    loss = model(images, targets)["loss_cls"]
+    (gradient,) = torch.autograd.grad(loss, outputs)
+    assert [int(image.ne(0).any(dim=1).sum()) for image in gradient] == [16, 16]
 
 
 @pytest.mark.parametrize("scope", ["level", "shared"])

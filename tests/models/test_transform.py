@@ -36,7 +36,7 @@ def test_targets_may_be_without_crowds_and_crowds_without_boxes():
     transform, image = InputTransform(128, 400), torch.rand(3, 64, 64)
     none = torch.zeros(0, 4)
     _, plain = transform([image], [{"boxes": target()["boxes"]}])
-    assert plain[0].keys() == {"boxes"}
+    assert plain[0].keys() == {"boxes", "size"}
     _, [both] = transform([image], [{"boxes": none, "crowds": none}])
     assert both["crowds"].shape == (0, 4)
     _, [alone] = transform([image], [target(boxes=none)])
