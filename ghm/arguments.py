@@ -34,6 +34,7 @@ def read(words: list[str]) -> tuple[list[str], list[str]]:
         flags.remove(override)
     overrides = [_readable(word) for word in parsed.overrides]
     refuse_twice(overrides)
+    overrides.sort(key=lambda word: word.startswith("+scale="))  # behind what it makes smaller: the last one counts
     return flags, overrides
 
 

@@ -14,7 +14,10 @@ from ghm.secrets import without_secrets
 
 PARTS = ("data", "model", "loss", "optimizer", "schedule")
 # Keys of a config that decide where a run happens and what is kept of it, and no number.
-PLACE = ("cwd", "runs", "dir", "tracking", "scaling", "loader_processes", "keep", "figures", "choices", "trial")
+PLACE = (
+    *("cwd", "runs", "dir", "tracking", "scaling", "loader_processes", "keep", "figures", "choices", "trial"),
+    *("table", "networks"),  # of the paper's tables; what they choose stands elsewhere
+)
 
 
 @dataclass(frozen=True)

@@ -118,6 +118,13 @@ def test_a_key_given_twice_is_named(words, key):
         read(words)
 
 
+def test_a_scale_comes_behind_what_it_makes_smaller():
+    assert read(["-m", "+scale=small", "seed=1", "+sweep=table4"]) == (
+        ["-m"],
+        ["seed=1", "+sweep=table4", "+scale=small"],
+    )
+
+
 def test_a_key_may_be_removed_and_added_anew():
     assert read(["~optimizer", "+optimizer=sgd"])[1] == ["~optimizer", "+optimizer=sgd"]
 

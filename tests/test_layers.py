@@ -89,7 +89,7 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
     ),
     "ghm/report": (
         {"ghm.report", "ghm.secrets", "ghm.tracking", "sweeps.states"},
-        {"matplotlib", "pandas", "scipy", "numpy", "jinja2", "rich"},
+        {"matplotlib", "pandas", "scipy", "numpy", "jinja2", "rich", "yaml"},
     ),
     "ghm/verbs": (
         {

@@ -9,9 +9,11 @@ from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN as TorchvisionFasterRCNN
 from torchvision.models.detection import MaskRCNN as TorchvisionMaskRCNN
 from torchvision.models.detection import roi_heads, rpn
-from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.ops import MultiScaleRoIAlign, batched_nms, box_iou, clip_boxes_to_image
 
-from ghm.models.backbones import Norm, ResNet, resnet_fpn
+from ghm.models.backbones import Norm, ResNet, TinyFPN, resnet_fpn
 from ghm.models.matching import covered
 from ghm.models.retinanet import Loss, Targets, check_losses, share
 from ghm.models.rules import Inference, checked
@@ -129,14 +131,21 @@ class FasterRCNN(FromZero, TorchvisionFasterRCNN):
         box_loss: Loss,
         prior: float | None,
         transform: InputTransform,
+        parts: dict[str, Any] | None = None,
+        proposals_per_img: int = 2000,
+        samples_per_img: int = 512,
         **rules: Unpack[Inference],
     ) -> None:
+        """`parts`: of torchvision's FasterRCNN, as `box_head`, in place of those of a pyramid P2 to P6.
+
+        In training so many proposals an image come through NMS, and so many of them are sampled.
+        """
         p = check_losses(cls_loss, box_loss, prior)
         for name, loss in (("cls", cls_loss), ("box", box_loss)):
             if (scope := getattr(loss, "scope", "pooled")) != "pooled":
                 raise ValueError(f"loss.{name}.scope={scope}: boxes have no pyramid level here; set it to pooled")
         chosen = checked(**rules)
-        super().__init__(backbone, 1 + num_classes)
+        super().__init__(backbone, **(parts or {"num_classes": 1 + num_classes}))
         self.transform = transform
         proposals, heads = cast(Any, self).rpn, cast(Any, self).roi_heads
         self.rpn = RegionProposals(
@@ -147,7 +156,7 @@ class FasterRCNN(FromZero, TorchvisionFasterRCNN):
             batch_size_per_image=256,
             positive_fraction=0.5,
             pre_nms_top_n={"training": 2000, "testing": 1000},
-            post_nms_top_n={"training": 2000, "testing": 1000},
+            post_nms_top_n={"training": proposals_per_img, "testing": 1000},
             nms_thresh=0.7,
         )
         self.roi_heads = RoIHeads(
@@ -158,7 +167,7 @@ class FasterRCNN(FromZero, TorchvisionFasterRCNN):
             heads.box_predictor,
             fg_iou_thresh=0.5,
             bg_iou_thresh=0.5,
-            batch_size_per_image=512,
+            batch_size_per_image=samples_per_img,
             positive_fraction=0.25,
             bbox_reg_weights=None,  # 10, 10, 5, 5
             **{key: chosen[key] for key in Inference.__annotations__},  # type: ignore[literal-required]
@@ -195,6 +204,30 @@ def faster_rcnn(
     """
     pyramid, transform = resnet_fpn(backbone, weights, "P2-P6", norm), InputTransform(min_size, max_size)
     return FasterRCNN(pyramid, num_classes, cls_loss, box_loss, prior, transform, **rules)
+
+
+def faster_rcnn_tiny(
+    num_classes: int,
+    cls_loss: Loss,
+    box_loss: Loss,
+    prior: float | None,
+    max_size: int = 320,
+    **rules: Unpack[Inference],
+) -> FasterRCNN:
+    """0.7 million parameters, three levels, proposals from anchors of 16 to 64 pixels, 32 boxes an image sampled.
+
+    Trains from nothing in minutes. Images keep their size unless their long side exceeds `max_size` pixels.
+    """
+    pyramid, levels = TinyFPN(), ["0", "1", "2"]
+    parts = {
+        "num_classes": None,  # the predictor's
+        "rpn_anchor_generator": AnchorGenerator(((16,), (32,), (64,)), ((0.5, 1.0, 2.0),) * len(levels)),
+        "box_roi_pool": MultiScaleRoIAlign(levels, output_size=7, sampling_ratio=2),
+        "box_head": TwoMLPHead(pyramid.out_channels * 7**2, 128),
+        "box_predictor": FastRCNNPredictor(128, 1 + num_classes),
+    }
+    transform = InputTransform(None, max_size)
+    return FasterRCNN(pyramid, num_classes, cls_loss, box_loss, prior, transform, parts, 200, 32, **rules)
 
 
 def stock_faster_rcnn(backbone: ResNet, num_classes: int, **settings: Any) -> StockFasterRCNN:

@@ -10,7 +10,7 @@ from ghm.secrets import hidden
 from ghm.tracking import Record, Tracker
 from sweeps.states import State
 
-CHANCE = "val/chance_AP50"  # a param, as it is of the data
+CHANCE, BATCH = "val/chance_AP50", "batch_size"  # params, as they are of the data and of the settings
 Curves = dict[str, dict[int, list[tuple[int, float]]]]
 
 
@@ -82,13 +82,13 @@ def load(tracker: Tracker, name: str, key: str | None = None, maximize: bool = T
         minutes = (run.info.end_time - run.info.start_time) / 60_000
         error = run.data.tags.get("error", "").strip().splitlines()[-1:]
         row = {"trial": trial, "label": run.info.run_name.rsplit(" #", 1)[0], "state": state, "minutes": minutes}
-        chance = {key: float(value) for key, value in run.data.params.items() if key == CHANCE}
-        rows.append(row | {"run_id": run.info.run_id, "error": "".join(error)} | params | run.data.metrics | chance)
+        own = {key: float(value) for key, value in run.data.params.items() if key in (CHANCE, BATCH)}
+        rows.append(row | {"run_id": run.info.run_id, "error": "".join(error)} | params | run.data.metrics | own)
         for metric, of_trial in curves.items():
             of_trial[trial] = tracker.history(run.info.run_id, metric)
     if not rows:
         raise ValueError(f"hydra.sweeper.study_name={name}: no trial of this sweep has ended; run it on")
-    columns = ["trial", "state", objective, "val/AP50", "val/AP75", CHANCE, "time/images_per_s"]
+    columns = ["trial", "state", objective, "val/AP50", "val/AP75", CHANCE, BATCH, "time/images_per_s"]
     trials = pd.DataFrame(rows).reindex(columns=list(dict.fromkeys([*columns, *pd.DataFrame(rows).columns])))
     trials = trials.sort_values(objective, ascending=not maximize, na_position="last").reset_index(drop=True)
     return SweepResult(

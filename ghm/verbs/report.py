@@ -1,21 +1,25 @@
 """`ghm report`: a sweep's table and page; a sweep ends with it."""
 
+import re
 import sys
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from ghm.failure import Failed
-from ghm.report import page, sweep
-from ghm.tracking import SPOOL, Away, Spool, Tracker, link, shared_view, waiting
-from ghm.verbs import composed
+from ghm.report import page, published, sweep
+from ghm.tracking import SPOOL, Away, Spool, Tracker, link, run_link, shared_view, waiting
+from ghm.verbs import composed, table
 
 
 def main() -> None:
     # The sweep's own command line is understood: what it sweeps over does not matter here.
     given = [word for word in sys.argv[1:] if word not in ("-m", "--multirun")]
+    # table=4 is short for +sweep=table4, which has to stand before what changes its scale.
+    given = [re.sub(r"^table=(\w+)$", r"+sweep=table\1", word) for word in given]
+    given.sort(key=lambda word: not word.startswith("+sweep="))
     overrides = OverridesParser.create().parse_overrides(given)
     plain = [str(override.input_line) for override in overrides if not override.is_sweep_override()]
     report(composed.of_sweep(plain))
@@ -30,6 +34,9 @@ def report(config: DictConfig) -> None:
     path = page.write(result, tracker, folder / "report")
     console = Console()
     console.print(page.terminal_table(result))
+    number = OmegaConf.select(config, "table")
+    if number is not None:
+        _beside_the_paper(published.table(number, result), result, tracker, folder / "report")
     maximize = settings.direction == "maximize"
     tracker.share(
         result.key, shared_view(result.key, result.name, result.objective, result.keys, result.group, maximize)
@@ -43,6 +50,17 @@ def report(config: DictConfig) -> None:
         raise Failed("no trial finished; the page lists what they failed of")
     if not result.learned:
         raise Failed("no trial beats boxes placed without looking at the image; train longer or check the data")
+
+
+def _beside_the_paper(beside: published.Table, result: sweep.SweepResult, tracker: Tracker, folder: Path) -> None:
+    """Show the paper's table with our numbers, and keep it with the report."""
+    table.show(f"Table {beside.number}: {beside.title}", beside.header, beside.lines())
+    print(f"Paper: {beside.source}.\nOurs:  mean ± 95 % interval over seeds; {result.about.get('data', '')}")
+    told = beside.markdown(run_link(tracker.uri, tracker.experiment_id))
+    for suffix, text in (("md", told), ("csv", beside.csv())):
+        path = folder / f"table{beside.number}.{suffix}"
+        path.write_text(text)
+        tracker.run(result.run_id).log_file(path, "report")
 
 
 def after_sweep(config: DictConfig, gaps: Failed | None) -> None:

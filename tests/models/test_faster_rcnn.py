@@ -14,7 +14,7 @@ from torch import nn
 
 from ghm.data import coco_folder
 from ghm.losses import ASL1, GHMC, GHMR, OHEM, CrossEntropy, FocalLoss, SmoothL1, SoftmaxCrossEntropy, SoftmaxGHMC
-from ghm.models import FasterRCNN, faster_rcnn, stock_faster_rcnn, stock_mask_rcnn
+from ghm.models import FasterRCNN, faster_rcnn, faster_rcnn_tiny, stock_faster_rcnn, stock_mask_rcnn
 from ghm.models.faster_rcnn import StockFasterRCNN, StockMaskRCNN
 from ghm.models.transform import InputTransform
 from tests.models.scenes import Recorder, batch, total
@@ -225,17 +225,18 @@ def test_a_softmax_starts_as_torchvisions_does():
     torch.testing.assert_close(dict(softmax().state_dict()), dict(torchvisions().state_dict()))
 
 
-class Leveled(CrossEntropy):
-    scope = "shared"
-
-
 @pytest.mark.parametrize(
     ("cls_loss", "box_loss", "prior", "said"),
     [
         (None, None, None, "loss: this model brings none of its own; choose another than loss=stock"),
         (CrossEntropy(), None, None, "loss: this model brings none of its own; choose another than loss=stock"),
         (CrossEntropy(), ASL1(), 1.0, r"loss.prior=1.0: must lie in \(0, 1\); null starts without a bias"),
-        (Leveled(), ASL1(), None, "loss.cls.scope=shared: boxes have no pyramid level here; set it to pooled"),
+        (
+            CrossEntropy(scope="level"),
+            ASL1(),
+            None,
+            "loss.cls.scope=level: boxes have no pyramid level here; set it to pooled",
+        ),
         (GHMC(), GHMR(scope="level"), 0.1, "loss.box.scope=level: boxes have no pyramid level here; set it to pooled"),
     ],
 )
@@ -515,3 +516,15 @@ def test_what_is_returned_is_chosen_by_its_settings():
         stock = stock_faster_rcnn("resnet50", CLASSES, cls_loss=None, box_loss=None, prior=None, **settings)
     for heads in (ours.roi_heads, stock.roi_heads):
         assert (heads.score_thresh, heads.nms_thresh, heads.detections_per_img) == (0.2, 0.4, 7)
+
+
+def test_the_tiny_one_trains_and_finds_boxes():
+    torch.manual_seed(0)
+    model = faster_rcnn_tiny(CLASSES, SoftmaxCrossEntropy(), GHMR(normalize="all"), None)
+    assert sum(parameter.numel() for parameter in model.parameters()) < 1e6
+    losses = model.train()(*batch((2, 0, 3)))
+    assert losses.keys() == PARTS
+    total(losses).backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+    found = few(model).eval()(batch((1,))[0])
+    assert len(found[0]["boxes"]) <= 15
