@@ -20,7 +20,7 @@ from ghm.secrets import hidden
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 # Each a file in ghm/verbs/.
-VERBS = ("train", "submit", "report", "retry", "evaluate", "sync", "doctor", "data check", "data fetch")
+VERBS = ("train", "submit", "report", "retry", "evaluate", "figures", "sync", "doctor", "data check", "data fetch")
 
 USAGE = """usage: ghm <verb> [overrides]
 
@@ -30,6 +30,7 @@ USAGE = """usage: ghm <verb> [overrides]
   ghm report [overrides]          a sweep's table and page     ghm report +sweep=demo
   ghm retry NAME [TRIAL...]       failed trials of a sweep, queued again for its own command
   ghm evaluate checkpoint=PATH    numbers and figures          ghm evaluate checkpoint=runs/single/RUN/best.pt
+  ghm figures RUN                 the paper's figures          ghm figures runs/single/RUN
   ghm doctor                      what a command would find here, and what is wrong with it
   ghm sync [folder=runs]          sends MLflow what it could not take while it was away
   ghm data check data.root=PATH   annotations and images, whole, with a contact sheet
@@ -51,7 +52,7 @@ def main(words: list[str] | None = None) -> None:
         return
     if verb not in VERBS:
         _stop(BAD_INPUT, f"unknown verb {verb!r}: use one of {', '.join(VERBS)}")
-    for name in ("ray.train", "mlflow.store", "alembic", "urllib3"):  # a run says it better
+    for name in ("ray.train", "mlflow.store", "alembic", "urllib3", "fontTools"):  # a run says it better
         logging.getLogger(name).setLevel(logging.CRITICAL)
     before = _end_orderly_when_signalled()
     full_error = os.environ.get("HYDRA_FULL_ERROR")

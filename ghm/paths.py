@@ -10,7 +10,7 @@ _PACKAGE = Path(__file__).resolve().parent
 # In a checkout conf/ lies beside the package, in an installed one within it.
 CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
 
-PATHS = ("runs", "dir", "checkpoint", "data.root", "data.train", "data.val", "data.images", "model.weights")
+PATHS = ("runs", "dir", "run", "checkpoint", "data.root", "data.train", "data.val", "data.images", "model.weights")
 BELOW_ROOT = ("data.train", "data.val", "data.images")
 
 

@@ -1,6 +1,7 @@
 """What each Ray Train worker does in a run: build, train, score and record, epoch after epoch."""
 
 import logging
+import time
 from contextlib import nullcontext
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import nn
 from ghm import moved, scoring
 from ghm.data import Data, train_loader, val_loader
 from ghm.failure import Lost
+from ghm.gradients import Watch, scalars
 from ghm.job import Job, Settings
 from ghm.parts import build, build_model, build_optimizer, recipe
 from ghm.scoring import Detection, Judgement
@@ -67,6 +69,7 @@ def _train(
     seed, judgement = hash((settings.seed, rank)), None
     answer = _from_first(recorder.answer if recorder else Answer.GO_ON, device)
     epochs = settings.epochs if answer == Answer.GO_ON else state.epoch
+    watch = Watch(state.model, len(batches))
     for result in engine.fit(
         state,
         batches,
@@ -78,11 +81,12 @@ def _train(
         amp=settings.amp,  # type: ignore[arg-type]  # checked at the door
         model=wrapped,
     ):
+        regions = watch.look()
         detections = _detect(state, scored, data, device)
-        metrics = _over_workers(result.metrics)
+        metrics = _over_workers(result.metrics) | scalars(regions)
         if recorder is not None:
             judgement = scoring.judge(data.val.coco, detections)
-            recorder.epoch(result.epoch, metrics, judgement)
+            recorder.epoch(result.epoch, metrics, judgement, regions)
         # Rank 0 decides; the others must not wait for it in another epoch.
         said = (recorder.answer, state.history[-1]["metrics"]) if recorder is not None else (answer, metrics)
         answer, metrics = _from_first(said, device)
@@ -155,6 +159,7 @@ class _Recorder:
         self.job, self.state, self.data = job, state, data
         self.spool = Spool(job.place.folder, job.key.start)
         self.answer = Answer.GO_ON  # to the last epoch
+        self.drawn, self.drawing = time.monotonic(), 5.0  # when, and the seconds that it takes
         self.hub = None if job.place.hub is None else ray.get_actor(job.place.hub)
         if self.hub is not None and job.place.workers > 0:
             self.hub.group.remote(job.key.trial, job.key.attempt, get_current_placement_group().id.hex())
@@ -166,7 +171,7 @@ class _Recorder:
         for epoch in state.history:
             self._tell(epoch)
 
-    def epoch(self, number: int, metrics: dict[str, float], judgement: Judgement) -> None:
+    def epoch(self, number: int, metrics: dict[str, float], judgement: Judgement, regions: dict[str, Any]) -> None:
         """Keep an epoch: checkpoint, metrics, a line of log. Lost where another start of this run has overtaken it."""
         settings, place = self.job.settings, self.job.place
         metrics = metrics | {f"val/{name}": value for name, value in judgement.numbers.items()}
@@ -174,15 +179,18 @@ class _Recorder:
         if objective not in metrics:
             raise ValueError(f"objective={objective}: the validation images hold no object it counts; choose another")
         self._refuse_overtaken()
-        self.state.finish_epoch(number, metrics, metrics[objective])
+        self.state.finish_epoch(number, metrics, metrics[objective], regions)
         checkpoint.commit(self.state, place.folder, place.keep)
         log.info(epoch_line(settings, number, metrics))
         self._tell(self.state.history[-1])
+        if time.monotonic() - self.drawn > 100 * self.drawing:
+            self._draw()
 
     def end(self, judgement: Judgement | None) -> None:
         """Record the checkpoints, and figures of what the last epoch finds and misses."""
         folder = self.job.place.folder
         self._keep()
+        self._draw()
         if self.job.place.figures and judgement is not None:
             from ghm.report import detections  # plotting takes a second to import
 
@@ -191,6 +199,18 @@ class _Recorder:
                 self.spool.log_file(path, "figures")
                 if path.name == "precision_recall.png":  # MLflow sets those side by side that stand at the top
                     self.spool.log_file(path, "")
+
+    def _draw(self) -> None:
+        """What the losses did to the gradient, epoch by epoch; drawn again once that costs a hundredth of the time."""
+        if not self.job.place.figures or not any(epoch.get("regions") for epoch in self.state.history):
+            return
+        begun = time.monotonic()
+        from ghm.report import harmonizing  # plotting takes a second to import
+
+        path = harmonizing.write_epochs(self.state.history, self.job.place.folder / "figures")
+        self.spool.log_file(path, "figures")
+        self.drawn = time.monotonic()
+        self.drawing = self.drawn - begun
 
     def _refuse_overtaken(self) -> None:
         if self.spool.attempts() > self.job.key.start:

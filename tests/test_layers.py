@@ -38,6 +38,7 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
         {
             "ghm.data",
             "ghm.failure",
+            "ghm.gradients",
             "ghm.job",
             "ghm.moved",
             "ghm.parts",
@@ -49,6 +50,7 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
         },
         {"torch", "ray"},
     ),
+    "ghm/gradients.py": ({"ghm.losses", "ghm.models"}, {"torch"}),
     "ghm/carried.py": (set(), set()),
     "ghm/nodes.py": ({"ghm.provenance"}, {"ray"}),
     "ghm/moved.py": ({"ghm.failure", "ghm.job", "ghm.tracking", "ghm.training"}, {"tenacity"}),
@@ -99,6 +101,7 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
             "ghm.doctor",
             "ghm.failure",
             "ghm.fetch",
+            "ghm.gradients",
             "ghm.parts",
             "ghm.paths",
             "ghm.provenance",

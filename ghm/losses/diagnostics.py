@@ -3,6 +3,7 @@
 Asked for when wanted, computed then, for any sigmoid or box loss; a training that does not ask pays nothing.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,16 +22,48 @@ from ghm.losses.smooth_l1 import asl1, root
 class Diagnostics:
     r"""Of a batch, over all ranks, by unit region of gradient norm g; tensors on the batch's device.
 
-    `counts` R_j (M,) int64; `weights` (M,), how many times a region's gradient is what the plain mean loss
-    would give it (\beta times the loss's weight for GHM); `gradient_share` (M,), its part of the whole
-    gradient's magnitude, of sum 1; `plain` (), the mean cross-entropy or ASL1; `occupied` (), regions with examples.
+    `counts` R_j (M,) int64; `norm` (M,), the sum of g, which is the gradient of the summed plain loss; `magnitude`
+    (M,), the sum of the loss's own; `plain` (), the mean cross-entropy or ASL1.
     """
 
     counts: Tensor
-    weights: Tensor
-    gradient_share: Tensor
+    norm: Tensor
+    magnitude: Tensor
     plain: Tensor
-    occupied: Tensor
+
+    @property
+    def weights(self) -> Tensor:
+        r"""(M,), a region's gradient over what the plain mean loss would give it; for GHM \beta times its weight."""
+        return (self.magnitude * self._total / self.norm).masked_fill(self.magnitude == 0, 0.0)
+
+    @property
+    def gradient_share(self) -> Tensor:
+        """(M,), each region's part of the whole gradient's magnitude; of sum 1."""
+        return self.magnitude / self.magnitude.sum().clamp(min=torch.finfo(torch.float64).tiny)
+
+    @property
+    def occupied(self) -> Tensor:
+        """(), regions with examples."""
+        return (self.counts > 0).sum()
+
+    @property
+    def evenness(self) -> Tensor:
+        """(), entropy of `gradient_share` over that of M equal ones: 1 where all have the same (Fig. 1, right)."""
+        share = self.gradient_share
+        entropy = -(share * share.clamp(min=torch.finfo(torch.float64).tiny).log()).sum()
+        return entropy / max(math.log(len(share)), 1e-9)
+
+    @property
+    def _total(self) -> Tensor:
+        return self.counts.sum().clamp(min=1)
+
+    def __add__(self, other: "Diagnostics") -> "Diagnostics":
+        """Of two batches together; their gradients are added as they are."""
+        plain = self.plain * self.counts.sum() + other.plain * other.counts.sum()
+        both = self.counts + other.counts
+        return Diagnostics(
+            both, self.norm + other.norm, self.magnitude + other.magnitude, plain / both.sum().clamp(min=1)
+        )
 
 
 def diagnose(
@@ -79,14 +112,9 @@ def _diagnose(
         (gradient,) = torch.autograd.grad(loss(x.requires_grad_(), y, mask, **call), x)
     # DistributedDataParallel averages over ranks.
     magnitude = by_region(gradient.abs()) / world_size()
-    counts, plain_sum = by_region(torch.ones_like(x)), by_region(plain).sum()
-    total = counts.sum().clamp(min=1)
+    counts = by_region(torch.ones_like(x))
     return Diagnostics(
-        counts=counts.long(),
-        weights=(magnitude * total / by_region(norm.abs())).masked_fill(magnitude == 0, 0.0),
-        gradient_share=magnitude / magnitude.sum().clamp(min=torch.finfo(torch.float64).tiny),
-        plain=plain_sum / total,
-        occupied=(counts > 0).sum(),
+        counts.long(), by_region(norm.abs()), magnitude, by_region(plain).sum() / counts.sum().clamp(min=1)
     )
 
 

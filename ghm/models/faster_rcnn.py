@@ -175,6 +175,15 @@ class FasterRCNN(FromZero, TorchvisionFasterRCNN):
         if not self.roi_heads.exclusive:
             nn.init.constant_(heads.box_predictor.cls_score.bias, math.log(p / (1 - p)))
 
+    @property
+    def losses(self) -> tuple[Loss, Loss]:
+        """Of classes and boxes, in the RoI head."""
+        return self.roi_heads.cls_loss, self.roi_heads.box_loss
+
+    @losses.setter
+    def losses(self, losses: tuple[Loss, Loss]) -> None:
+        self.roi_heads.cls_loss, self.roi_heads.box_loss = losses
+
 
 class StockFasterRCNN(FromZero, TorchvisionFasterRCNN):
     """torchvision's, with its own losses."""

@@ -158,6 +158,15 @@ class RetinaNet(torchvision_retinanet.RetinaNet):
         )
         self.transform = transform
 
+    @property
+    def losses(self) -> tuple[Loss, Loss]:
+        """Of classes and boxes."""
+        return self.head.classification_head.loss, self.head.regression_head.loss
+
+    @losses.setter
+    def losses(self, losses: tuple[Loss, Loss]) -> None:
+        self.head.classification_head.loss, self.head.regression_head.loss = losses
+
     def compute_loss(self, targets: Targets, head_outputs: dict[str, Any], anchors: list[Tensor]) -> dict[str, Tensor]:
         boxes = [target["boxes"] for target in targets]
         crowds = [target.get("crowds", target["boxes"][:0]) for target in targets]

@@ -13,7 +13,7 @@ import time
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import torch
 from torch import nn
@@ -30,11 +30,15 @@ log = logging.getLogger(__name__)
 
 
 class Epoch(TypedDict):
-    """What a finished epoch came to: its number, when it ended (milliseconds), its metrics."""
+    """What a finished epoch came to: its number, when it ended (milliseconds), its metrics.
+
+    `regions`: by region of gradient norm, what its losses did; {} where that was not looked at.
+    """
 
     epoch: int
     at: int
     metrics: dict[str, float]
+    regions: NotRequired[dict[str, Any]]
 
 
 @dataclass
@@ -57,11 +61,15 @@ class RunState:
     history: list[Epoch] = field(default_factory=list)
     recipe: dict[str, Any] = field(default_factory=dict)
 
-    def finish_epoch(self, epoch: int, metrics: dict[str, float], objective: float) -> None:
+    def finish_epoch(
+        self, epoch: int, metrics: dict[str, float], objective: float, regions: dict[str, Any] | None = None
+    ) -> None:
         """Add what an epoch came to; what it wrote when it was done before is forgotten."""
         self.epoch = epoch
         self.history = [one for one in self.history if one["epoch"] < epoch]
-        self.history.append({"epoch": epoch, "at": int(time.time() * 1000), "metrics": metrics})
+        self.history.append(
+            {"epoch": epoch, "at": int(time.time() * 1000), "metrics": metrics, "regions": regions or {}}
+        )
         if objective > self.best:
             self.best, self.best_epoch = objective, epoch
 

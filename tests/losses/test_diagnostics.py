@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,6 @@ from ghm.losses import (
     GHMR,
     OHEM,
     CrossEntropy,
-    Diagnostics,
     FocalLoss,
     SmoothL1,
     diagnose,
@@ -32,7 +32,7 @@ def loop(elements, bins):
         norms[region] += g
     # The plain mean loss gives each element g / N.
     weights = [len(elements) * part / norm if part else 0.0 for part, norm in zip(magnitude, norms, strict=True)]
-    return Diagnostics(
+    return SimpleNamespace(
         counts=torch.tensor(counts),
         weights=torch.tensor(weights, dtype=torch.float64),
         gradient_share=torch.tensor([part / sum(magnitude) for part in magnitude], dtype=torch.float64),
@@ -41,8 +41,12 @@ def loop(elements, bins):
     )
 
 
+NAMES = ("counts", "weights", "gradient_share", "plain", "occupied")
+
+
 def assert_same(got, expected):
-    torch.testing.assert_close(vars(got), vars(expected))
+    for name in NAMES:
+        torch.testing.assert_close(getattr(got, name), getattr(expected, name))
 
 
 def sigmoid(x):
@@ -310,3 +314,26 @@ def test_shapes_that_do_not_fit_are_named():
         diagnose(GHMC(), x, y[1:], valid)
     with pytest.raises(ValueError, match="valid of shape"):
         diagnose_boxes(ASL1(), x, y, valid[1:])
+
+
+def test_batches_are_added():
+    """As if one loss had seen both, where it is a sum."""
+    x, y, valid = classification()
+    half = len(x) // 2
+
+    class Summed(nn.Module):
+        def forward(self, x, y, valid):
+            return CrossEntropy()(x, y, valid) * valid.sum()
+
+    one, other = (diagnose(Summed(), x[part], y[part], valid[part]) for part in (slice(half), slice(half, None)))
+    both = diagnose(Summed(), x, y, valid)
+    assert_same(one + other, both)
+
+
+def test_evenness_is_one_where_every_region_has_the_same_gradient():
+    g = (torch.arange(10, dtype=torch.float64) + 0.5) / 10
+    x, y = (g / (1 - g)).log()[:, None], torch.zeros(10, 1, dtype=torch.float64)
+    assert diagnose(CrossEntropy(), torch.ones_like(x), y, bins=10).evenness.item() == 0  # all in one region
+    share = g / g.sum()
+    expected = -(share * share.log()).sum().item() / math.log(10)
+    assert diagnose(CrossEntropy(), x, y, bins=10).evenness.item() == pytest.approx(expected)

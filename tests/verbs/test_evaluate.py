@@ -14,25 +14,16 @@ SMALL = ("epochs=2", "data.train_images=16", "data.val_images=8", "data.image_si
 FIGURES = {"precision_recall.png", "precision_recall.svg", "per_class.csv", "false_positives.png", "misses.png"}
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> Path:
-    """A run's folder, with a moving average of the weights."""
-    from ghm.cli import main
-
-    folder = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        main(["train", *SMALL, "ema=0.9", "dir=run"])
-    return folder / "run"
-
-
 def test_a_run_keeps_figures_of_what_it_finds(trained):
-    assert {path.name for path in (trained / "figures").iterdir()} == FIGURES
+    figures = FIGURES | {"harmonizing.png"}
+    assert {path.name for path in (trained / "figures").iterdir()} == figures
     client = MlflowClient(f"sqlite:///{trained.parent}/runs/mlflow.db")
     [run] = client.search_runs([client.get_experiment_by_name("ghm").experiment_id])
-    assert {Path(entry.path).name for entry in client.list_artifacts(run.info.run_id, "figures")} == FIGURES
+    assert {Path(entry.path).name for entry in client.list_artifacts(run.info.run_id, "figures")} == figures
     assert "precision_recall.png" in {entry.path for entry in client.list_artifacts(run.info.run_id)}  # to compare
     assert {f"val/{name}" for name in ("AR1", "AR10", "AR100", "ARs")} <= run.data.metrics.keys()
+    ends = ("evenness", "easiest", "hardest")
+    assert {f"train/{part}_gradient_{end}" for part in ("cls", "box") for end in ends} <= run.data.metrics.keys()
 
 
 def test_a_checkpoint_gives_the_numbers_of_its_run(trained, ghm, capsys):
