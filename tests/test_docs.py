@@ -158,3 +158,25 @@ def test_every_file_the_readme_shows_exists():
 def test_pictures_and_figures_stay_under_a_megabyte_in_all():
     files = [file for kind in ("png", "jpg", "svg", "pdf") for file in (ROOT / "docs").rglob(f"*.{kind}")]
     assert sum(file.stat().st_size for file in files) < 1_000_000
+
+
+def test_what_the_page_of_the_paper_points_to_exists():
+    """Files, what is defined in them, configs, sweeps, tests of equations, and figures."""
+    page = (ROOT / "docs" / "paper.md").read_text()
+    for file, name in re.findall(r"`([\w/.]+\.py)(?:::(\w+))?`", page):
+        assert re.search(rf"^ *(class|def) {name}\b", (ROOT / file).read_text(), re.MULTILINE) or not name, (file, name)
+    for option in re.findall(r"`loss=(\w+)`", page):
+        assert (ROOT / "conf" / "loss" / f"{option}.yaml").exists(), option
+    sweeps = set(re.findall(r"\+sweep=(\w+)", page)) | {"scope", "momentum", "mu", "strength", "noise"}
+    assert {path.stem for path in (ROOT / "conf" / "sweep").glob("*.yaml")} - {"demo"} == sweeps
+    equations = {int(number) for row in re.findall(r"^\| ([\d, -]+) \|", page, re.MULTILINE) for number in _span(row)}
+    tested = re.findall(
+        r"def test_equations?_(\d+)(?:_to_(\d+))?_", (ROOT / "tests/losses/test_equations.py").read_text()
+    )
+    assert equations == {n for one, end in tested for n in range(int(one), int(end or one) + 1)} == set(range(1, 20))
+
+
+def _span(text: str) -> set[int]:
+    """Of "4-6" or "1, 2"."""
+    parts = [list(map(int, part.split("-"))) for part in text.split(", ")]
+    return {number for ends in parts for number in range(ends[0], ends[-1] + 1)}

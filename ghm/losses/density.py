@@ -35,6 +35,9 @@ class GradientDensity(nn.Module):
       (without average) however few regions are filled. `"all"` is Eq. 9-10 to the letter.
     - `strength` s: the weights are \beta^s, rescaled so that their mean stays that of \beta; s = 1
       is the paper, s = 0 the unweighted loss. It rises linearly over `strength_warmup` training steps.
+    - `matched`: all weights are multiplied so that the sum of gradient magnitudes is that of the unweighted loss,
+      \sum_i \beta_i g_i = \sum_i g_i. So a loss has the weight of its plain form, and a warm-up begins as that.
+      Not in the paper, by which the sum depends on how many regions are filled; docs/paper.md has the evidence.
     - `bias_correction`: S_j is divided by 1 - \alpha^t, because a start at zero makes the first weights
       1 / (1 - \alpha) times too large. False: mmdetection.
     - `emptied="decay"`: a region without examples decays as all others do (Eq. 12). `"stay"`: mmdetection.
@@ -55,6 +58,7 @@ class GradientDensity(nn.Module):
         normalize: Literal["occupied", "all"] = "occupied",
         strength: float = 1.0,
         strength_warmup: int = 0,
+        matched: bool = False,
         bias_correction: bool = True,
         emptied: Literal["decay", "stay"] = "decay",
         counts: Literal["world", "local"] = "world",
@@ -73,7 +77,7 @@ class GradientDensity(nn.Module):
         positive = max_weight is None or max_weight > 0
         require(positive, "max_weight", max_weight, "must be above 0, or null for no limit")
         self.bins, self.density, self.normalize = bins, density, normalize
-        self.strength, self.strength_warmup = float(strength), strength_warmup
+        self.strength, self.strength_warmup, self.matched = float(strength), strength_warmup, matched
         self.counts, self.max_weight = counts, max_weight
         regions = bins if density == "regions" else 1
         self.average = MovingAverage(regions, momentum, bias_correction, emptied, accumulation, new_bins)
@@ -92,6 +96,11 @@ class GradientDensity(nn.Module):
         float64, alike.
         """
         gradient = full_precision(gradient.detach())
+        weights, number = self._weights(gradient, ignored)
+        return self._matched(weights, gradient, ignored, number) if self.matched else weights
+
+    def _weights(self, gradient: Tensor, ignored: Tensor | None) -> tuple[Tensor, Tensor]:
+        r"""\beta_i / N, and N."""
         if self.density == "exact" and self.ranks == 1 and gradient.numel() <= SORTED_UP_TO:
             return self._sorted_weights(gradient, ignored)
         if self.density == "exact":
@@ -103,9 +112,18 @@ class GradientDensity(nn.Module):
             counts = self._pooled(of_regions(histogram(cell, self.bins + 2)))
             beta = self._region_weights(counts)
             beta = torch.cat([beta, beta[-1:]])  # g = 1 has a number of its own
-        share = (beta / counts.sum().clamp(min=1)).to(gradient.dtype)
+        number = counts.sum()
+        share = (beta / number.clamp(min=1)).to(gradient.dtype)
         table = torch.cat([share, share.new_zeros(1)])  # no region, no weight
-        return table.index_select(0, cell).view(gradient.shape)
+        return table.index_select(0, cell).view(gradient.shape), number
+
+    def _matched(self, weights: Tensor, gradient: Tensor, ignored: Tensor | None, number: Tensor) -> Tensor:
+        norm = gradient.abs().nan_to_num_(nan=0.0)
+        if ignored is not None:
+            norm.masked_fill_(ignored, 0.0)
+        plain, harmonized = self._pooled(torch.stack([norm.sum(), (weights * norm).sum()]))
+        scale = plain / number.clamp(min=1) / harmonized.clamp(min=torch.finfo(weights.dtype).tiny)
+        return weights * scale.to(weights.dtype)
 
     def _pooled(self, counts: Tensor) -> Tensor:
         return world_sum(counts) if self.counts == "world" else counts
@@ -125,11 +143,12 @@ class GradientDensity(nn.Module):
         beta = (total / density).masked_fill(counts == 0, 0.0)
         return self._limited(beta, counts, updates)
 
-    def _sorted_weights(self, gradient: Tensor, ignored: Tensor | None) -> Tensor:
+    def _sorted_weights(self, gradient: Tensor, ignored: Tensor | None) -> tuple[Tensor, Tensor]:
         g = gradient.abs()
         valid = g <= 1.0 if ignored is None else (g <= 1.0) & ~ignored
         beta = self._exact_weights(valid.long(), sorted_density(g, valid, self.bins))
-        return (beta / valid.sum().clamp(min=1)).to(g.dtype)
+        number = valid.sum()
+        return (beta / number.clamp(min=1)).to(g.dtype), number
 
     def _limited(self, beta: Tensor, counts: Tensor, updates: Tensor) -> Tensor:
         r"""\beta^s with the mean of \beta, at most `max_weight`; `counts` says how many examples carry each."""

@@ -19,6 +19,7 @@ SETTLED = 2**31
 class Options(TypedDict, total=False):
     """Settings that deviate from the paper or from public code; explained at `GradientDensity`."""
 
+    matched: bool
     bias_correction: bool
     emptied: Literal["decay", "stay"]
     counts: Literal["world", "local"]

@@ -1,5 +1,7 @@
 """Figures of a sweep. One style, colours that the colour-blind can tell apart (Okabe and Ito)."""
 
+import re
+
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
@@ -27,7 +29,7 @@ def figures(sweep: SweepResult) -> list[tuple[str, str, Figure]]:
         drawn = [("ranking", "Ranking", ranking(sweep)), ("learning_curves", "Learning curves", learning_curves(sweep))]
         for key in sweep.keys:
             if sweep.done[key].nunique() > 1:
-                name, caption = f"by_{key.replace('.', '_')}", f"{sweep.objective} over {key}"
+                name, caption = "by_" + re.sub(r"\W", "_", key), f"{sweep.objective} over {key}"
                 drawn.append((name, caption, over_key(sweep, key)))
     return drawn
 

@@ -80,8 +80,11 @@ def finish() -> None:
         torch.cuda.synchronize()
 
 
-def training_steps(device: str, rounds: int) -> dict[str, float]:
-    """Seconds of a whole training step of RetinaNet with cross-entropy, and with GHM."""
+Pair = tuple[torch.nn.Module, torch.nn.Module]
+
+
+def training_steps(device: str, rounds: int, losses: dict[str, Pair]) -> dict[str, float]:
+    """Seconds of a whole training step of RetinaNet with each pair of losses, for classes and boxes."""
     generator = torch.Generator().manual_seed(0)
     big = device == "cuda"
     size, images = (800, 4) if big else (128, 8)
@@ -103,7 +106,7 @@ def training_steps(device: str, rounds: int) -> dict[str, float]:
 
         return step
 
-    return medians({"ce": trainer(CrossEntropy(), ASL1()), "ghm": trainer(GHMC(), GHMR())}, rounds)
+    return medians({name: trainer(*pair) for name, pair in losses.items()}, rounds)
 
 
 @contextmanager
@@ -142,7 +145,8 @@ def measure(bench: Bench, compiled: bool) -> tuple[dict[str, float], list[tuple[
     losses = contenders(bench, compiled)
     seconds = bench.medians(losses)
     seconds["loop"] = medians({"loop": lambda: bench.step(RegionLoop(30))}, min(bench.rounds, 3))["loop"]
-    step = training_steps(bench.device, bench.rounds)
+    pairs = {"ce": (CrossEntropy(), ASL1()), "ghm": (GHMC(), GHMR())}
+    step = training_steps(bench.device, bench.rounds, pairs)
     memory = bench.peak(losses["ghm"]) - bench.peak(losses["bce"])
     with no_sync(bench.device):
         bench.step(losses["ghm"])

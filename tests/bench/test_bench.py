@@ -25,6 +25,17 @@ def test_the_benchmark_prints_a_ratio_for_every_target():
     assert all(float(ratio) > 0 for _, ratio, _ in rows if ratio != "nan")
 
 
+def test_table_2_is_measured_beside_the_papers_seconds():
+    printed = _printed("tests.bench.table2", "--rounds", "1", "--device", "cpu")
+    rows = re.findall(r"^\| (.*) \| ([\d.]+) \| [\d.]+ \| ([\d.]+) \| ([\d.]+) \|$", printed, re.MULTILINE)
+    assert [(name, seconds) for name, seconds, *_ in rows] == [
+        ("standard CE", "0.566"),
+        ("GHM-C Standard", "13.675"),
+        ("GHM-C RU", "0.824"),
+    ]
+    assert all(float(ours) > 0 for _, _, ours, _ in rows)
+
+
 def test_the_training_benchmark_prints_a_value_for_every_target():
     printed = _printed("tests.bench.training", "--images", "32", "--rounds", "1")
     rows = re.findall(r"^\| (.*) \| ([\d.]+) \| ([<>]= [\d.]+) \|$", printed, re.MULTILINE)

@@ -25,6 +25,7 @@ GHM_C = {
     "all": {"momentum": 0.5, "normalize": "all"},
     "softened": {"strength": 0.7, "strength_warmup": 2},
     "limited": {"max_weight": 1.5},
+    "matched": {"matched": True},
     "by level": {"scope": "level"},
     "shared": {"scope": "shared"},
     "accumulated": {"accumulation": 2},
@@ -50,6 +51,7 @@ ALONE = {
 # Collectives of a forward and backward pass.
 COLLECTIVES = dict.fromkeys(POOLED, 1) | dict.fromkeys(ALONE, 0) | {"ghm_r by level": 3, "ghm_c by level": 3}
 COLLECTIVES["ghm_c shared"] = 3
+COLLECTIVES["ghm_c matched"] = 2  # the counts, and the two sums that are made equal
 
 
 def joined(step):

@@ -600,6 +600,43 @@ def test_the_strength_warm_up_leads_from_cross_entropy_to_the_paper():
         assert math.isclose(value.item(), paper.item(), rel_tol=1e-9) == (step >= 3)
 
 
+@pytest.mark.parametrize(("density", "normalize"), MODES)
+@pytest.mark.parametrize("strength", [0.0, 0.5, 1.0])
+def test_a_matched_loss_has_the_gradient_sum_of_cross_entropy(density, normalize, strength):
+    x, y, valid = classification()
+    loss = GHMC(10, 0.5, density, normalize, strength, weight=20.0, matched=True)
+    for _ in range(2):  # the moving average has no part in it
+        _, harmonized = value_and_gradient(loss, x, y, valid)
+        _, plain = value_and_gradient(CrossEntropy(weight=20.0), x, y, valid)
+        assert harmonized.abs().sum().item() == pytest.approx(plain.abs().sum().item(), rel=1e-9)
+    alone = GHMC(10, 0.0, density, normalize, strength, weight=20.0)
+    _, unmatched = value_and_gradient(alone, x, y, valid)
+    loss = GHMC(10, 0.0, density, normalize, strength, weight=20.0, matched=True)
+    _, matched = value_and_gradient(loss, x, y, valid)
+    ratio = matched[valid] / unmatched[valid]
+    torch.testing.assert_close(ratio, ratio[:1].expand_as(ratio))  # all by the same factor
+
+
+def test_a_matched_warm_up_begins_as_the_cross_entropy_baseline():
+    """Whatever the number of regions, and beyond the average's first steps."""
+    x, y, valid = classification()
+    loss = GHMC(30, 0.75, strength_warmup=100, weight=20.0, normalize="all", bias_correction=False, matched=True)
+    expected = value_and_gradient(CrossEntropy(weight=20.0), x, y, valid)
+    for got, wanted in zip(value_and_gradient(loss, x, y, valid), expected, strict=True):
+        torch.testing.assert_close(got, wanted)
+
+
+def test_what_is_ignored_or_not_a_number_has_no_part_in_matching():
+    x, y, valid = classification()
+    loss = GHMC(10, 0.0, matched=True)
+    expected, _ = value_and_gradient(loss, x[valid][:, None], y[valid][:, None])
+    got, _ = value_and_gradient(loss, x.masked_fill(~valid, math.nan), y, valid)
+    torch.testing.assert_close(got, expected)
+    density = GHMC(10, 0.0, matched=True).density
+    g = torch.tensor([0.1, 0.5, 0.9, math.nan], dtype=torch.float64)
+    torch.testing.assert_close(density(g)[:3], density(g[:3]))
+
+
 # Pyramid levels
 
 SIZES = [24, 10, 0, 5, 1]
