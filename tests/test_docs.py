@@ -122,7 +122,7 @@ PUBLISHED = ["data=coco_folder", "model.weights=null", "model.min_size=64", "mod
 def shrunk(command: str) -> list[str]:
     """The command's arguments, on data that costs nothing."""
     words = [SMALLER.get(word, word) for word in shlex.split(command)[1:]]
-    if "+experiment=" in command:
+    if "+experiment=" in command or ("+sweep=table" in command and "+scale" not in command):
         words += PUBLISHED
     if "PATH" in command:
         write_folder(Path("folder"))
