@@ -39,19 +39,24 @@ def tracking_server(folder: Path, artifacts: str | None = None) -> Iterator[int]
         start_new_session=True,
     )
     try:
-        deadline = time.monotonic() + 120
-        while True:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2).close()
-                break
-            except OSError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.3)
+        until_it_answers(f"http://127.0.0.1:{port}/health")
         yield port
     finally:
         os.killpg(server.pid, signal.SIGKILL)  # its workers too
         server.wait()
+
+
+def until_it_answers(address: str) -> None:
+    """Wait for a server that has just been started, two minutes at most."""
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            urllib.request.urlopen(address, timeout=5).close()
+            return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.3)
 
 
 class Proxy:

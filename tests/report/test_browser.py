@@ -6,8 +6,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
-import urllib.request
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +18,7 @@ from ghm.report import page, sweep
 from ghm.tracking import Sender, Spool, Tracker, link, shared_view
 from sweeps.ledger import Ledger, create
 from sweeps.storage import open_storage
-from tests.chaos.proxy import tracking_server
+from tests.chaos.proxy import tracking_server, until_it_answers
 
 playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -160,14 +158,7 @@ def dashboard(served, tmp_path) -> Iterator[str]:
     command = [Path(sys.executable).parent / "optuna-dashboard", "--port", str(port), url]
     running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/api/studies", timeout=5).close()
-                break
-            except OSError:
-                assert time.monotonic() < deadline
-                time.sleep(0.3)
+        until_it_answers(f"http://127.0.0.1:{port}/api/studies")
         yield f"http://127.0.0.1:{port}"
     finally:
         running.kill()
