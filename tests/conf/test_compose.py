@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from ghm.losses import MMDET
 from ghm.parts import build, build_model, build_optimizer
 from ghm.paths import CONF
+from tests.models.scenes import batch
 
 SWEPT = {"loss.cls.bins": "loss=ghm", "loss.cls.momentum": "loss=ghm", "loss.cls.strength": "loss=ghm"}
 SWEPT |= {"loss.box.mu": "loss=ghm", "loss.cls.gamma": "loss=focal", "loss.cls.alpha": "loss=focal"}
@@ -57,6 +58,7 @@ def test_the_rate_is_scaled_to_the_images_of_a_step(batch_size, lr_batch, expect
     assert group["lr"] == pytest.approx(expected)
 
 
+LETTER = {"strength": 1.0, "matched": False, "density": "regions", "counts": "world", "max_weight": None}
 EXPERIMENTS = {
     # docs/paper.md says where each stands.
     "paper": {
@@ -165,11 +167,25 @@ def test_the_keys_that_sweeps_rely_on_exist(key, preset):
     assert OmegaConf.select(compose(preset), key) is not None
 
 
+def test_the_warm_up_of_ghm_begins_as_the_cross_entropy_baseline():
+    """With its weight and its prior: the first step of both is the same, to rounding."""
+
+    def first_step(loss):
+        cfg = compose(f"loss={loss}", "loss/box=smooth_l1")
+        torch.manual_seed(0)
+        model = build_model(cfg, num_classes=3).train()
+        losses = model(*batch())
+        losses["loss_cls"].backward()
+        return losses["loss_cls"], [part.grad for part in model.parameters() if part.grad is not None]
+
+    torch.testing.assert_close(first_step("ghm"), first_step("cross_entropy"))
+
+
 @pytest.mark.parametrize("key", ["cls", "box"])
 def test_the_mmdetection_presets_say_what_its_options_say(key):
     settings, plain = (compose(f"loss={preset}").loss[key] for preset in ("ghm_mmdet", "ghm"))
     assert {name: settings[name] for name in MMDET} == MMDET
-    assert settings.strength_warmup == 0
+    assert (settings.strength, settings.strength_warmup, settings.matched) == (1.0, 0, False)
     assert settings.keys() == plain.keys()
 
 
