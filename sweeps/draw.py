@@ -20,13 +20,16 @@ class Search:
 
     `make_sampler(number, again)` makes the sampler that draws trial `number`, for the `again`th time where what it
     drew before is known already. A fresh one each time, so that a sweep that was killed and continued draws what it
-    would have drawn. `first` are settings to try before any other; keys that they leave out are drawn.
+    would have drawn. `lasting` takes its place where a sampler has a state of its own: one for the whole sweep, which
+    after a restart draws again what it drew (`Ledger`). `first` are settings to try before any other; keys that they
+    leave out are drawn.
     """
 
     space: Space
     make_sampler: Callable[[int, int], BaseSampler]
     pruner: BasePruner
     first: list[Params] = field(default_factory=list)
+    lasting: BaseSampler | None = None
 
     def given(self) -> list[Params]:
         """The settings of `first` that this space holds. ValueError for what it does not know."""
@@ -67,9 +70,9 @@ class Search:
             yield from ((point, anywhere) for point in points if identity(point) not in tried)
             return
         if number < len(given := self.given()):
-            yield given[number], self.make_sampler(number, 0)
+            yield given[number], self.lasting or self.make_sampler(number, 0)
         for again in range(AGAIN):
-            yield {}, self.make_sampler(number, again)
+            yield {}, self.lasting or self.make_sampler(number, again)
         # The sampler insists on what is known: any other point is worth more than none.
         rest = self.space.points(most=MANY)
         if rest is None:

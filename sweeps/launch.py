@@ -113,7 +113,8 @@ def run_sweep(sweep: Sweep, search: Search, task: Task, compose: Compose, tracke
                 study.set_metric_names([sweep.objective])  # as the dashboard of studies calls the value
         lease = stack.enter_context(Lease(storage, study._study_id, sweep.name, sweep.lease))
         ledgers.claim(study, search.space, sweep.direction)
-        ledger = Ledger(study, search.pruner)
+        again = None if search.lasting is None else lambda ledger: search.draw(ledger, sweep.n_trials)
+        ledger = Ledger(study, search.pruner, again)
         total = search.total(ledger, sweep.n_trials)
         rules = Rules(total, sweep.max_failure_rate, sweep.max_attempts, sweep.backoff, sweep.patience)
         record = Record(sweep.name, ledger.key, sweep.folder)

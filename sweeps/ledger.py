@@ -100,9 +100,18 @@ class Ledger:
     """The trials of a study, for the controller that holds its lease.
 
     What was running when it is opened is queued again, under its number and with its attempt: whoever ran it is gone.
+
+    `draw` gives a point drawn anew, as a trial of `memory`, or None: with it the history is drawn again, trial by
+    trial, so that a sampler with a state of its own is where it was; where something else is drawn, what the storage
+    holds counts. Nothing that CMA-ES keeps of itself is read from the storage: Optuna would unpickle it.
     """
 
-    def __init__(self, study: Study, pruner: BasePruner | None = None) -> None:
+    def __init__(
+        self,
+        study: Study,
+        pruner: BasePruner | None = None,
+        draw: Callable[["Ledger"], int | None] | None = None,
+    ) -> None:
         self._durable = study
         self.memory = optuna.create_study(study_name=study.study_name, direction=study.direction, pruner=pruner)
         self._ids: list[int] = []  # of each trial, in the storage
@@ -110,10 +119,25 @@ class Ledger:
         self._attributes: list[set[str]] = []  # system attributes of each that are in the storage
         self.trials: list[Trial] = []
         for frozen in study.get_trials(deepcopy=False):
-            self._add(frozen, self.memory._storage.create_new_trial(self.memory._study_id, _in_memory(copy(frozen))))
+            self._add(frozen, self._again(_in_memory(copy(frozen)), None if draw is None else draw(self)))
         for trial in self.trials:
             if trial.state == State.RUNNING:
                 self.requeue(trial.number, trial.attempt)
+
+    def _again(self, frozen: FrozenTrial, drawn: int | None) -> int:
+        """A trial of the storage, in memory: that which was drawn, if it is the same point."""
+        storage = self.memory._storage
+        if drawn is None:
+            return storage.create_new_trial(self.memory._study_id, frozen)
+        if identity(storage.get_trial(drawn).params) != identity(frozen.params):
+            storage.set_trial_state_values(drawn, TrialState.FAIL)  # samplers pass it over
+            return storage.create_new_trial(self.memory._study_id, frozen)
+        for key, value in frozen.system_attrs.items():
+            storage.set_trial_system_attr(drawn, key, value)
+        for epoch, value in frozen.intermediate_values.items():
+            storage.set_trial_intermediate_value(drawn, epoch, value)
+        storage.set_trial_state_values(drawn, frozen.state, frozen.values)
+        return drawn
 
     @property
     def key(self) -> str:
@@ -153,7 +177,7 @@ class Ledger:
             params=point.params,
             distributions=point.distributions,
             user_attrs={ATTEMPT: 1},
-            system_attrs=point.system_attrs,
+            system_attrs=_plain(point.system_attrs),
         )
 
         study, tried = self._durable, False
@@ -231,7 +255,7 @@ class Ledger:
 
     def _keep_attributes(self, number: int) -> None:
         """Samplers and pruners note in memory what they have to know after a restart."""
-        noted = self.memory._storage.get_trial(self._copies[number]).system_attrs
+        noted = _plain(self.memory._storage.get_trial(self._copies[number]).system_attrs)
         for key in noted.keys() - self._attributes[number]:
             self._store("set_trial_system_attr", number, key, noted[key])
             self._attributes[number].add(key)
@@ -272,7 +296,13 @@ def _in_memory(frozen: FrozenTrial) -> FrozenTrial:
     """There, what is queued counts as running: `Study.ask` would hand it out for a new point."""
     if frozen.state == TrialState.WAITING:
         frozen.state, frozen.datetime_start = TrialState.RUNNING, datetime.now()
+    frozen.system_attrs = _plain(frozen.system_attrs)
     return frozen
+
+
+def _plain(attributes: dict[str, Any]) -> dict[str, Any]:
+    """Without what CMA-ES pickles."""
+    return {key: value for key, value in attributes.items() if not key.startswith("cma:")}
 
 
 def _trial(frozen: FrozenTrial) -> Trial:

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from sweeps.launch import Sweep
 
 
+# Samplers that draw by their seed and the trials alone: one made anew for each trial is as good, and needs no history.
+REPEATABLE = ("RandomSampler", "TPESampler", "GPSampler")
+
+
 class GHMSweeper(Sweeper):
     """Composes what the engine in `sweeps` runs; conf/hydra/sweeper/ghm.yaml explains the settings."""
 
@@ -41,7 +45,7 @@ class GHMSweeper(Sweeper):
         settings, tracking = self.settings, self.master.tracking
         sweep = self._sweep()
         space = parse(arguments, settings.params, settings.when, self.loader)
-        self._make_sampler(0, 0)  # so that a mistake is seen before anything is made
+        sampler = self._make_sampler(0, 0)  # first, so that a mistake is seen before anything is made
         pruner = self._made("pruner")
         check = get_method(settings.check)
         composer = Composer(self.loader, self.master)
@@ -62,7 +66,8 @@ class GHMSweeper(Sweeper):
         tracker = Tracker.open(tracking.uri, tracking.experiment, self.master.runs)
         if Spool(sweep.folder).key is None:  # a new one's address may be wrong
             tracker.reach()
-        search = Search(space, self._make_sampler, pruner, OmegaConf.to_container(settings.enqueue))
+        lasting = None if type(sampler).__name__ in REPEATABLE else sampler
+        search = Search(space, self._make_sampler, pruner, OmegaConf.to_container(settings.enqueue), lasting)
         best, gaps = None, None
         try:
             best = run_sweep(sweep, search, self.task, compose, tracker)
