@@ -101,10 +101,10 @@ def test_of_many_who_want_a_study_at_once_one_gets_it(study, url):
     got[0].__exit__()
 
 
-def test_an_error_inside_gives_the_lease_back(study, url):
+def test_an_error_inside_gives_the_lease_back(study, url, caplog):
+    caplog.set_level("INFO")
     first, _ = lease(study, url)
     with pytest.raises(RuntimeError), first:
         raise RuntimeError
-    begun = time.monotonic()
     with lease(study, url)[0]:
-        assert time.monotonic() - begun < PERIOD
+        assert "taking over" not in caplog.text  # which is said before it waits for another's to run out
