@@ -98,7 +98,7 @@ def record_and_train(cfg, data, judgement):
         optimizer.step()
         state.scheduler.step()
         judgement.numbers = {"AP": VALUES[epoch]}
-        recorder.epoch(epoch, {"train/loss": 1 / epoch}, judgement)
+        recorder.epoch(epoch, {"train/loss": 1 / epoch}, judgement, {"classes": {"gradient": [1 / epoch]}})
     recorder.end(None)
     spool.finish(State.DONE)
 
