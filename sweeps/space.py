@@ -43,8 +43,9 @@ class Dimension:
         match self.distribution:
             case CategoricalDistribution(choices=choices):
                 return value in choices
-            case IntDistribution(low=low, high=high) | FloatDistribution(low=low, high=high):
-                return isinstance(value, int | float) and low <= value <= high
+            case IntDistribution(low=low, high=high, step=step) | FloatDistribution(low=low, high=high, step=step):
+                steps = (value - low) / step if step and isinstance(value, int | float) else 0
+                return isinstance(value, int | float) and low <= value <= high and abs(steps - round(steps)) < 1e-8
         raise AssertionError(self.distribution)
 
     def values(self) -> Sequence[Any] | None:
@@ -160,6 +161,13 @@ class Space:
                     f"hydra.sweeper.enqueue: {key}={value}: not among the values swept; change one of them"
                 )
         return {key: value for key, value in params.items() if key in dimensions}
+
+    def known(self, params: Params) -> Params | None:
+        """Of settings that are good elsewhere, those that this space goes through; None if it holds none of them."""
+        if any(key in self.fixed and self.fixed[key] != str(value) for key, value in params.items()):
+            return None
+        held = {dimension.key: dimension.holds for dimension in self.dimensions}
+        return {key: value for key, value in params.items() if key in held and held[key](value)} or None
 
     def fingerprint(self) -> str:
         """Says whether two sweeps search the same: JSON of what is fixed and what is swept."""

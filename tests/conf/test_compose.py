@@ -155,6 +155,17 @@ def test_a_table_is_a_sweep_of_its_own_at_each_scale_and_tables_5_and_6_are_one(
     assert name("+sweep=table5", "+scale=small") == "table5_shapes"
 
 
+@pytest.mark.parametrize("name", options("sweep/known"))
+def test_settings_that_are_known_to_be_good_are_settings(name):
+    """Each of them composes with its loss, and several can be asked for at once."""
+    others = [other for other in options("sweep/known") if other != name]
+    both = compose(f"+sweep/known=[{name},{others[0]}]", full=True)
+    assert both.hydra.sweeper.known.keys() == {name, others[0]}
+    for settings in both.hydra.sweeper.known[name]:
+        cfg = compose(*(f"{key}={value}" for key, value in settings.items()))
+        assert cfg.loss.cls is not None
+
+
 @pytest.mark.parametrize("kind", ["sampler", "pruner"])
 def test_every_sampler_and_pruner_can_be_built(kind):
     for option in options(f"hydra/sweeper/{kind}"):

@@ -185,3 +185,21 @@ def test_a_condition_may_name_what_the_command_line_excludes():
 def test_a_key_may_be_swept_under_two_values_of_a_choice():
     when = {"loss=ghm": {"loss.cls.bins": "1,2"}, "loss=ghm_c": {"loss.cls.bins": "1,2"}}
     assert len(space("loss=ghm,ghm_c", when=when).points(most=10)) == 4
+
+
+PAPER = {"loss": "ghm", "loss.cls.bins": 25, "loss.cls.momentum": 0.75}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "when", "expected"),
+    [
+        (["loss=ghm,focal"], CONDITIONAL, {"loss": "ghm", "loss.cls.bins": 25}),
+        (["loss=ghm", "loss.cls.bins=range(10,41,15)"], {}, {"loss.cls.bins": 25}),
+        (["loss.cls.momentum=interval(0,0.9)"], {}, {"loss.cls.momentum": 0.75}),
+        (["loss.cls.bins=range(10,41,10)"], {}, None),  # 25 is not among them
+        (["loss=focal", "loss.cls.gamma=interval(1,3)"], {}, None),
+        (["optimizer.lr=interval(0.001,0.1)"], {}, None),
+    ],
+)
+def test_of_known_settings_a_space_takes_those_that_it_goes_through(arguments, when, expected):
+    assert space(*arguments, when=when).known(PAPER) == expected

@@ -66,8 +66,11 @@ class GHMSweeper(Sweeper):
         tracker = Tracker.open(tracking.uri, tracking.experiment, self.master.runs)
         if Spool(sweep.folder).key is None:  # a new one's address may be wrong
             tracker.reach()
+        known = [space.known(one) for several in OmegaConf.to_container(settings.known).values() for one in several]
+        known = [one for place, one in enumerate(known) if one is not None and one not in known[:place]]
+        first = known + OmegaConf.to_container(settings.enqueue)
         lasting = None if type(sampler).__name__ in REPEATABLE else sampler
-        search = Search(space, self._make_sampler, pruner, OmegaConf.to_container(settings.enqueue), lasting)
+        search = Search(space, self._make_sampler, pruner, first, lasting)
         best, gaps = None, None
         try:
             best = run_sweep(sweep, search, self.task, compose, tracker)
