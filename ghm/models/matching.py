@@ -70,15 +70,23 @@ def beyond(anchors: Tensor, sizes: Tensor) -> Tensor:
     return (x >= width[:, None]) | (y >= height[:, None])
 
 
-def unsuppressed(anchors: Tensor, threshold: float, hardness: Tensor) -> Tensor:
+def unsuppressed(anchors: Tensor, threshold: float, enough: int | None, hardness: Tensor) -> Tensor:
     """Whether an anchor overlaps none that is harder by an IoU above `threshold`; bool (N, A).
 
-    Of each image's hardest `CANDIDATES`; the rest is left out. Shapes: `anchors` (A, 4), `hardness` (N, A).
+    Of each image's hardest `CANDIDATES`, or of so many of them as leave `enough`; the rest is false.
+    Shapes: `anchors` (A, 4), `hardness` (N, A).
     """
-    hardest = hardness.topk(min(CANDIDATES, hardness.shape[1]), dim=1)
+    most = min(CANDIDATES, hardness.shape[1])
+    order = hardness.topk(most, dim=1).indices
     kept = torch.zeros_like(hardness, dtype=torch.bool)
-    for row, values, places in zip(kept, *hardest, strict=True):
-        row[places[nms(anchors[places], values, threshold)]] = True
+    for row, values, places in zip(kept, hardness, order, strict=True):
+        number = most if enough is None else min(4 * enough, most)
+        # What is less hard suppresses nothing that is harder, so the first ones are final.
+        while len(left := nms(anchors[places[:number]], values[places[:number]], threshold)) < (enough or 0):
+            if number == most:
+                break
+            number = min(2 * number, most)
+        row[places[left]] = True
     return kept
 
 

@@ -57,8 +57,9 @@ class ClassificationHead(torchvision_retinanet.RetinaNetClassificationHead):
         else:
             logits, labels, valid = logits.flatten(0, 1), labels.flatten(), valid.flatten()
         if getattr(self.loss, "keep", None) is not None:  # hard examples of each image
-            threshold = getattr(self.loss, "nms", None)
-            suppress = None if threshold is None else partial(unsuppressed, anchors[0], threshold)
+            threshold, keep, ratio = (getattr(self.loss, name) for name in ("nms", "keep", "ratio"))
+            enough = keep if ratio is None else None  # positives and negatives are chosen apart
+            suppress = None if threshold is None else partial(unsuppressed, anchors[0], threshold, enough)
             told |= {"images": len(matched_idxs), "suppress": suppress}
         one_hot = labels[:, None] == torch.arange(self.num_classes, device=labels.device)
         with torch.no_grad():

@@ -147,7 +147,19 @@ def test_an_anchor_lies_beyond_an_image_by_its_centre_and_32_pixels():
 def test_what_a_harder_anchor_overlaps_is_left_out():
     anchors = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 9], [50, 50, 60, 60], [0, 0, 10, 5]])
     hardness = torch.tensor([[1.0, 2, 3, 0], [3.0, 2, 1, 0]])
-    assert unsuppressed(anchors, 0.7, hardness).tolist() == [[False, True, True, True], [True, False, True, True]]
+    assert unsuppressed(anchors, 0.7, None, hardness).tolist() == [[False, True, True, True], [True, False, True, True]]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(matching, "CANDIDATES", 2)
-        assert unsuppressed(anchors, 0.7, hardness).tolist() == [[False, True, True, False], [True, *[False] * 3]]
+        assert unsuppressed(anchors, 0.7, None, hardness).tolist() == [[False, True, True, False], [True, *[False] * 3]]
+
+
+@pytest.mark.parametrize("enough", [1, 4, 12])
+def test_the_hardest_that_are_left_are_the_same_however_few_are_wanted(enough):
+    generator = torch.Generator().manual_seed(2)
+    anchors, hardness = some(generator, 300, 4), torch.rand(2, 300, generator=generator)
+    every, few = (unsuppressed(anchors, 0.3, wanted, hardness) for wanted in (None, enough))
+    assert few.sum() < every.sum()
+    for all_of_it, part, values in zip(every, few, hardness, strict=True):
+        hardest = values.masked_fill(~all_of_it, -1).topk(enough).indices
+        assert part[hardest].all()
+        assert not (part & ~all_of_it).any()
