@@ -53,7 +53,7 @@ class LastCall:
     def __init__(self, loss: nn.Module, every: int) -> None:
         self.loss, self.every, self.calls = loss, every, 0
         self.kept: tuple[tuple[Any, ...], dict[str, Any]] | None = None
-        self._handle = loss.register_forward_pre_hook(self._note, with_kwargs=True)
+        loss.register_forward_pre_hook(self._note, with_kwargs=True)
 
     def _note(self, module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
         if not torch.is_grad_enabled():
@@ -67,6 +67,3 @@ class LastCall:
         """Arguments of the epoch's last call, once."""
         kept, self.kept = self.kept, None
         return kept
-
-    def close(self) -> None:
-        self._handle.remove()

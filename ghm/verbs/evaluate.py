@@ -46,7 +46,7 @@ def run(cfg: DictConfig) -> tuple[dict[str, Any], Path]:
     known, given = list(made.class_names), data.val.class_names
     if known != given:
         raise ValueError(f"data: has the classes {given}, the checkpoint knows {known}; give data with these")
-    device = torch.device(cfg.device if cfg.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+    device = chosen_device(cfg.device)
     model = load_model(made, content).to(device).eval()
     batches = val_loader(data.val, cfg.batch_size, cfg.loader_processes)
     found = scoring.detect(model, batches, data.val.category_ids, device)
@@ -57,6 +57,11 @@ def run(cfg: DictConfig) -> tuple[dict[str, Any], Path]:
     judgement = scoring.judge(data.val.coco, found)
     _write(judgement, data, folder)
     return judgement.numbers, folder
+
+
+def chosen_device(name: str) -> torch.device:
+    """`auto`: a GPU if there is one."""
+    return torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
 
 
 def load_model(made: DictConfig, content: dict[str, Any]) -> nn.Module:

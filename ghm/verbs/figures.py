@@ -3,7 +3,6 @@
 import sys
 from pathlib import Path
 
-import torch
 from omegaconf import DictConfig
 
 from ghm import gradients
@@ -12,7 +11,7 @@ from ghm.parts import build, from_recipe
 from ghm.paths import absolute
 from ghm.training import checkpoint
 from ghm.verbs import composed
-from ghm.verbs.evaluate import load_model
+from ghm.verbs.evaluate import chosen_device, load_model
 
 
 def main() -> None:
@@ -37,7 +36,7 @@ def run(cfg: DictConfig) -> list[Path]:
     content = checkpoint.read(path)
     made = from_recipe(content["recipe"], str(path))
     data: Data = build(made, "data")
-    device = torch.device(cfg.device if cfg.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+    device = chosen_device(cfg.device)
     model = load_model(made, content).to(device)
     if not hasattr(model, "losses"):
         raise ValueError(f"run={cfg.run}: was trained with torchvision's own losses, which have no such figures")

@@ -17,9 +17,8 @@ from ghm.verbs import composed, table
 def main() -> None:
     # The sweep's own command line is understood: what it sweeps over does not matter here.
     given = [word for word in sys.argv[1:] if word not in ("-m", "--multirun")]
-    # table=4 is short for +sweep=table4, which has to stand before what changes its scale.
+    # table=4 is short for +sweep=table4.
     given = [re.sub(r"^table=(\w+)$", r"+sweep=table\1", word) for word in given]
-    given.sort(key=lambda word: not word.startswith("+sweep="))
     overrides = OverridesParser.create().parse_overrides(given)
     plain = [str(override.input_line) for override in overrides if not override.is_sweep_override()]
     report(composed.of_sweep(plain))
