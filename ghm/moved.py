@@ -36,6 +36,11 @@ def kept(job: Job) -> Iterator[None]:
         yield
 
 
+def trained_elsewhere(folder: Path, epochs: int) -> bool:
+    """Whether a run that has reported so many epochs wrote the last of them where this folder is not seen."""
+    return checkpoint.committed(folder) < epochs
+
+
 def _fetch(job: Job, tracker: Tracker) -> None:
     """Put the checkpoints that the run left in MLflow into its folder, unless those there are as new."""
     assert job.key.record is not None, "a run that moves is found by its key"

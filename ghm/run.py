@@ -79,6 +79,9 @@ def _placed(job: Job, cfg: DictConfig) -> Job:
     place, key = job.place, job.key
     if key.sweep is not None:
         shared = cfg.trial.shared and (cfg.trial.mark is None or nodes.sees(place.folder.parent, cfg.trial.mark))
+        # A node that is gone no longer says that it sees another folder; what it trained may be in MLflow alone.
+        moving = moved.trained_elsewhere(place.folder, cfg.trial.epochs) and not nodes.is_file(place.tracking_uri)
+        shared = shared and not moving
     elif place.workers > 0:
         nodes.refuse_local_tracking(place.tracking_uri)
         shared = nodes.count() == 1 or nodes.Sight(place.folder).shared()

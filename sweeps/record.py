@@ -49,7 +49,7 @@ class Record:
     def context(self, trial: Trial, hub: str, sight: Sight) -> dict[str, Any]:
         """What a trial has to know to record itself and to report."""
         keys = {"record": self._trial_key(trial.number), "parent": self.key}
-        seen = {"shared": sight.shared(), "mark": sight.mark}
+        seen = {"shared": sight.shared(), "mark": sight.mark, "epochs": max(trial.epochs, default=0)}
         return {"name": self.name, "attempt": trial.attempt, "hub": hub} | keys | seen
 
     def trial(self, number: int) -> Path:

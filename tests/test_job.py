@@ -5,15 +5,20 @@ from pathlib import Path
 
 import hydra
 import pytest
+from omegaconf import DictConfig
 
 from ghm.job import Job
 from ghm.paths import CONF, absolute
 from ghm.resume import refuse_other
 
 
-def job(*overrides: str) -> Job:
+def composed(*overrides: str) -> DictConfig:
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        return Job.of(absolute(hydra.compose("train", ["cwd=.", "dir=run", *overrides])))
+        return absolute(hydra.compose("train", ["cwd=.", "dir=run", *overrides]))
+
+
+def job(*overrides: str) -> Job:
+    return Job.of(composed(*overrides))
 
 
 def test_a_job_can_be_sent_to_another_process():

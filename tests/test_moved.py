@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from ghm import moved
+from ghm import moved, run
 from ghm.failure import Lost
 from ghm.tracking import Away
 from ghm.training import checkpoint
 from ghm.training.schedule import one_cycle
-from tests.test_job import job
+from tests.test_job import composed, job
 
 
 def trained(folder: Path, epochs: int) -> None:
@@ -66,6 +66,17 @@ def test_without_an_answer_the_attempt_is_lost_and_not_begun_anew(one, monkeypat
     monkeypatch.setattr(moved, "PATIENCE", 0.1)
     with pytest.raises(Lost, match="MLflow, which may hold the run's last checkpoint, does not answer"):
         moved._fetch(one, Kept(None, away=99))
+
+
+@pytest.mark.parametrize(
+    ("here", "uri", "shared"),
+    [(0, "http://server", False), (2, "http://server", True), (0, "sqlite:///m.db", True)],
+)
+def test_a_trial_that_was_trained_on_a_node_that_is_gone_asks_mlflow_for_it(tmp_path, here, uri, shared):
+    words = ("trial.name=s", "trial.trial=0", "trial.epochs=2", "trial.record=key", f"tracking.uri={uri}")
+    one, cfg = job(*words), composed(*words)
+    trained(one.place.folder, here)
+    assert run._placed(one, cfg).place.shared == shared
 
 
 def test_half_a_file_is_passed_over(one, tmp_path, caplog):

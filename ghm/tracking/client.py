@@ -84,6 +84,11 @@ class Run:
                 self.run_id, [Metric(point.key, point.value, point.at, point.step) for point in points]
             )
 
+    def steps(self) -> dict[str, int]:
+        """The last step that the server has of each metric."""
+        with _answering():
+            return {one.key: one.step for one in self._client.get_run(self.run_id).data.to_proto().metrics}
+
     def log_params(self, params: Mapping[str, object]) -> None:
         entries = [Param(key, str(value)[:PARAM_LENGTH]) for key, value in params.items()]
         for start in range(0, len(entries), BATCH):

@@ -72,6 +72,8 @@ def send(folder: Path, tracker: Tracker) -> None:
                 send(folder, tracker)
                 return
             sent.attempt = entry["attempt"]
+            if known is None:  # what another machine sent of this run is not sent again
+                sent.steps = tracker.run(sent.run_id).steps()
         elif "share" in entry:
             _try(folder, tracker.share, entry["share"], entry["view"])
         elif entry:

@@ -153,6 +153,11 @@ def adopt(paths: list[Path], folder: Path) -> None:
         by_name[BEST].replace(folder / BEST)
 
 
+def committed(folder: Path) -> int:
+    """The last epoch that was written here; 0 without any."""
+    return max((_number(path) for path in _epochs(folder)), default=0)
+
+
 def newest(folder: Path) -> dict[str, Any] | None:
     """The content of the newest checkpoint of a folder that can be read; None if there is none at all.
 
@@ -175,7 +180,11 @@ def _path(folder: Path, epoch: int) -> Path:
 
 def _epochs(folder: Path) -> list[Path]:
     """Newest first."""
-    return sorted(folder.glob(EPOCH), key=lambda path: int(path.stem.split("-")[1]), reverse=True)
+    return sorted(folder.glob(EPOCH), key=_number, reverse=True)
+
+
+def _number(path: Path) -> int:
+    return int(path.stem.split("-")[1])
 
 
 def _link(path: Path, name: Path) -> None:

@@ -138,7 +138,7 @@ def test_all_that_waits_of_a_metric_goes_in_one_call(tracker, tmp_path):
         spool.log_metrics({"val/AP": epoch / 1000, "val/AP50": 0.5}, epoch)
     counted = Unsteady(tracker, fails=0, after=False)
     send(tmp_path, counted)
-    assert counted.calls == 2  # its beginning, and 400 points
+    assert counted.calls == 3  # its beginning, what is known of it, and 400 points
     run = tracker.find("many")
     assert len(tracker.history(run.info.run_id, "val/AP")) == 200
 
@@ -279,6 +279,20 @@ def test_what_belongs_to_a_run_that_another_machine_began_waits_for_it_and_joins
         "params": {},
         "status": "FINISHED",
     }
+
+
+def test_an_epoch_that_another_machine_sent_is_not_sent_again_where_it_was_trained_again(tracker, tmp_path):
+    gone, here = Spool(tmp_path / "gone"), Spool(tmp_path / "here", attempt=2)
+    gone.start("a run", {}, key="again")
+    for epoch in (1, 2):
+        gone.log_metrics({"val/AP": epoch / 10}, epoch, at=epoch * 1000)
+    send(gone.folder, tracker)
+    here.join("again")
+    for epoch in (1, 2, 3):
+        here.log_metrics({"val/AP": epoch / 10}, epoch, at=epoch * 1000 + 7)
+    send(here.folder, tracker)
+    points = [("val/AP", 1, 0.1, 1000), ("val/AP", 2, 0.2, 2000), ("val/AP", 3, 0.3, 3007)]
+    assert arrived(tracker, "again")["points"] == points
 
 
 def test_the_files_of_a_run_are_fetched_by_its_key(tracker, tmp_path):
