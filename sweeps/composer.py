@@ -10,6 +10,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
+from ghm import own_ranges
+
 
 class Composer:
     """Composes each combination of config groups once, and sets values in a copy of it, as Hydra itself does then.
@@ -27,17 +29,31 @@ class Composer:
     def compose(self, overrides: list[str]) -> DictConfig:
         """A job's config without Hydra's own node."""
         parsed = self._parser.parse_overrides(overrides)
-        choices = tuple(str(one.input_line) for one in parsed if self._chooses(one))
-        if choices not in self._composed:
-            self._composed[choices] = self._loader.load_sweep_config(self._master, list(choices))
-        cfg = copy.deepcopy(self._composed[choices])
+        cfg = copy.deepcopy(self._of_files(parsed))
         ConfigLoaderImpl._apply_overrides_to_config([one for one in parsed if not self._chooses(one)], cfg)
         cfg.hydra.overrides.task = overrides
         HydraConfig.instance().set_config(cfg)
         OmegaConf.set_struct(cfg, False)
         cfg.pop("hydra")
         OmegaConf.set_struct(cfg, True)
+        own_ranges.take(cfg)
         return cfg
+
+    def searched(self, overrides: list[str]) -> dict[str, str]:
+        """What the files that these overrides choose say of their own search, by full key."""
+        return own_ranges.take(copy.deepcopy(self._of_files(self._parser.parse_overrides(overrides))))
+
+    def is_group(self, key: str) -> bool:
+        """Whether a key chooses a file."""
+        exists: bool = self._loader.repository.group_exists(key)
+        return exists
+
+    def _of_files(self, parsed: list[Override]) -> DictConfig:
+        """With the files that overrides choose, and nothing else that they say."""
+        choices = tuple(str(one.input_line) for one in parsed if self._chooses(one))
+        if choices not in self._composed:
+            self._composed[choices] = self._loader.load_sweep_config(self._master, list(choices))
+        return self._composed[choices]
 
     def _chooses(self, override: Override) -> bool:
         """Whether it chooses a file of a group, and sets no value."""

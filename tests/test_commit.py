@@ -12,7 +12,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from ghm import provenance, run, scoring, worker
+from ghm import own_ranges, provenance, run, scoring, worker
 from ghm.data import shapes
 from ghm.job import Job
 from ghm.paths import CONF, absolute
@@ -48,6 +48,7 @@ class Hub:
 def parts():
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = hydra.compose("train", ["cwd=.", "dir=run", "epochs=2", "keep=1", "figures=false", "trial.trial=0"])
+    own_ranges.take(cfg)
     OmegaConf.resolve(cfg)
     data = shapes(train_images=2, val_images=4, image_size=64)
     return cfg, data, scoring.judge(data.val.coco, scoring.chance(data.val.coco))

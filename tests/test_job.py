@@ -7,6 +7,7 @@ import hydra
 import pytest
 from omegaconf import DictConfig
 
+from ghm import own_ranges
 from ghm.job import Job
 from ghm.paths import CONF, absolute
 from ghm.resume import refuse_other
@@ -14,7 +15,9 @@ from ghm.resume import refuse_other
 
 def composed(*overrides: str) -> DictConfig:
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        return absolute(hydra.compose("train", ["cwd=.", "dir=run", *overrides]))
+        cfg = hydra.compose("train", ["cwd=.", "dir=run", *overrides])
+    own_ranges.take(cfg)
+    return absolute(cfg)
 
 
 def job(*overrides: str) -> Job:

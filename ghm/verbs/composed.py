@@ -10,7 +10,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from ghm import choices
+from ghm import choices, own_ranges
 from ghm.paths import CONF
 from ghm.provenance import record
 
@@ -42,6 +42,7 @@ def run(task: Callable[[DictConfig], Any], config: str) -> Any:
     def quiet(cfg: DictConfig) -> Any:
         try:
             choices.note(cfg)
+            own_ranges.take(cfg)
             record(Path(cfg.cwd) / cfg.dir, cfg, HydraConfig.get().overrides.task)
             results.append(task(cfg))
         except BaseException as error:

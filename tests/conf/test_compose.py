@@ -10,6 +10,7 @@ import torch
 from hydra.utils import get_class, instantiate
 from omegaconf import OmegaConf
 
+from ghm import own_ranges
 from ghm.losses import MMDET
 from ghm.parts import build, build_model, build_optimizer
 from ghm.paths import CONF
@@ -25,7 +26,9 @@ def options(group: str) -> list[str]:
 
 def compose(*overrides: str, full: bool = False):
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        return hydra.compose("train", list(overrides), return_hydra_config=full)
+        cfg = hydra.compose("train", list(overrides), return_hydra_config=full)
+    own_ranges.take(cfg)
+    return cfg
 
 
 @pytest.mark.parametrize("loss", options("loss"))

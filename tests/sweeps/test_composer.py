@@ -10,6 +10,7 @@ from hydra.errors import ConfigCompositionException
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
+from ghm import own_ranges
 from ghm.paths import CONF
 from sweeps.composer import Composer
 
@@ -39,6 +40,7 @@ def test_what_is_set_in_a_copy_is_what_hydra_composes(overrides):
     whole = own.load_sweep_config(master(own), overrides)
     OmegaConf.set_struct(whole, False)
     whole.pop("hydra")
+    own_ranges.take(whole)
     composer = Composer(own, master(own))
     composer.compose(["loss=cross_entropy", "seed=8"])  # leaves nothing in those that follow
     for _ in range(2):

@@ -6,6 +6,7 @@ from pathlib import Path
 import hydra
 import pytest
 
+from ghm import own_ranges
 from ghm.group import fit
 from ghm.job import Job
 from ghm.paths import CONF, absolute
@@ -40,7 +41,9 @@ def test_trials_that_share_one_are_told_so(caplog):
 def test_workers_of_a_trial_have_one_each_and_talk_over_gloo_where_they_train_on_processors():
     words = ["cwd=.", "dir=run", "device=cpu", "scaling=workers", "scaling.gpus=1", "scaling.cpus=0.5"]
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        job = Job.of(absolute(hydra.compose("train", words)))
+        cfg = hydra.compose("train", words)
+    own_ranges.take(cfg)
+    job = Job.of(absolute(cfg))
     found = fit(visible_gpus, job)
     assert found["backend"] == "gloo"
     assert sorted(own for _, [own] in found["seen"]) in ([0, 1], ["0", "1"])

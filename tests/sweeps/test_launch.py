@@ -10,9 +10,9 @@ from omegaconf import OmegaConf
 from ghm.tracking import Tracker
 from sweeps.controller import SweepFailed
 from sweeps.draw import Search
+from sweeps.grammar import parse
 from sweeps.launch import Incomplete, Sweep, run_sweep
 from sweeps.slots import Resources
-from sweeps.space import parse
 from tests.sweeps.toy import LOADER, parabola
 
 pytestmark = pytest.mark.usefixtures("cluster")

@@ -13,8 +13,8 @@ from optuna_dashboard import get_note, save_note
 
 from sweeps import ledger as ledgers
 from sweeps.draw import Search
+from sweeps.grammar import parse
 from sweeps.ledger import Ledger
-from sweeps.space import parse
 from sweeps.states import State
 from sweeps.storage import open_storage
 from tests.sweeps.toy import LOADER

@@ -15,8 +15,8 @@ from sqlalchemy import text
 from ghm.paths import CONF
 from sweeps import ledger as ledgers
 from sweeps.draw import Search
+from sweeps.grammar import parse
 from sweeps.ledger import Ledger
-from sweeps.space import parse
 from sweeps.states import State
 from sweeps.storage import open_storage
 from tests.sweeps.toy import LOADER

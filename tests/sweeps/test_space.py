@@ -2,7 +2,8 @@ import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from sweeps.space import Space, parse
+from sweeps.grammar import parse
+from sweeps.space import Space
 from tests.sweeps.toy import LOADER
 
 CONDITIONAL = {"loss=ghm": {"loss.cls.bins": "range(10,41,15)"}, "loss=focal": {"loss.cls.gamma": "interval(1,3)"}}

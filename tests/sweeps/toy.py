@@ -17,8 +17,8 @@ from ghm.paths import CONF
 from ghm.tracking import Spool
 from sweeps import ledger as ledgers
 from sweeps.draw import Search
+from sweeps.grammar import parse
 from sweeps.ledger import Ledger
-from sweeps.space import parse
 from sweeps.states import Answer, State
 from sweeps.storage import open_storage
 

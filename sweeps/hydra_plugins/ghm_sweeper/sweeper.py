@@ -37,18 +37,22 @@ class GHMSweeper(Sweeper):
         from ghm.provenance import command, record
         from ghm.tracking import Spool, Tracker
         from sweeps.composer import Composer
+        from sweeps.conditional import widen
         from sweeps.controller import SweepFailed
         from sweeps.draw import Search
+        from sweeps.grammar import parse
         from sweeps.launch import Incomplete, run_sweep
-        from sweeps.space import parse, title
+        from sweeps.space import title
 
         settings, tracking = self.settings, self.master.tracking
         sweep = self._sweep()
+        composer = Composer(self.loader, self.master)
         space = parse(arguments, settings.params, settings.when, self.loader)
+        if settings.search:
+            space = widen(space, settings.search, composer)
         sampler = self._make_sampler(0, 0)  # first, so that a mistake is seen before anything is made
         pruner = self._made("pruner")
         check = get_method(settings.check)
-        composer = Composer(self.loader, self.master)
         for probe in space.probes():
             check(composer.compose(space.overrides(probe)))
 
