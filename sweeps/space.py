@@ -184,7 +184,9 @@ class Space:
         """Says whether two sweeps search the same: JSON of what is fixed and what is swept."""
         swept: dict[str, list[str | None]] = {}
         for d in self.dimensions:
-            swept.setdefault(d.key, []).extend([repr(d.distribution), d.condition and str(d.condition)])
+            swept.setdefault(d.key, []).extend(
+                [repr(d.distribution), None if d.condition is None else str(d.condition)]
+            )
         return json.dumps({"fixed": without_secrets(self.fixed), "swept": swept}, sort_keys=True)
 
 
