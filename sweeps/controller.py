@@ -10,6 +10,7 @@ from ghm.failure import Failed
 from ghm.nodes import Sight
 from ghm.secrets import hidden
 from sweeps import policy
+from sweeps.budget import Budget, Meter
 from sweeps.draw import Search
 from sweeps.hub import Report
 from sweeps.lease import Lease
@@ -43,6 +44,7 @@ class Controller:
     view: View
     rules: Rules
     sight: Sight
+    meter: Meter
     draining: bool = False
     _said: bool = False  # that it drains
     _exhausted: bool = False  # no point is left to draw
@@ -54,9 +56,9 @@ class Controller:
         """SweepFailed as soon as too many tasks raised. What has not ended waits in the ledger."""
         self.view.show(self.ledger)
         while True:
-            while not self.draining and self.slots.free() and self._prepare():
+            while not self.draining and self.slots.free() and self._prepare() and self.meter.allows():
                 self._start()
-            if not self.slots.busy and (self.draining or not self.ledger.count(State.QUEUED)):
+            if not self.slots.busy and self._over():
                 return
             self._say_draining()
             self._prepare()
@@ -66,6 +68,10 @@ class Controller:
                     self._answer(event)
                 else:
                     self._end(*event)
+
+    def _over(self) -> bool:
+        """Whether nothing is left to start, now that nothing runs."""
+        return self.draining or not self.ledger.count(State.QUEUED) or not self.meter.allows()
 
     @property
     def complete(self) -> bool:
@@ -109,6 +115,7 @@ class Controller:
         assert self._next is not None
         (trial, config), self._next = self._next, None
         self.ledger.start(trial.number)
+        self.meter.started(trial.number)
         self.view.started(trial.number, label(trial.params), trial.attempt)
         self.slots.start(trial.number, trial.attempt, self.task, config)
 
@@ -117,14 +124,23 @@ class Controller:
         if trial.state != State.RUNNING or trial.attempt != report.attempt:
             return
         self.ledger.report(report.trial, report.epoch, report.value)
+        self.meter.reported(report.trial)
+        if self.meter.budget != Budget():
+            self.ledger.keep_used(self.meter.used)
         self.view.reported(report.trial, report.epoch, report.epochs, report.value)
-        prunes = report.epoch < report.epochs and self.ledger.prunes(report.trial)
-        told = policy.answer(trial, report.epoch, report.epochs, prunes, self.draining)
+        prunes = not 0 < report.epochs <= report.epoch and self.ledger.prunes(report.trial)
+        ending = self.draining or not self.meter.allows(report.trial)
+        told = policy.answer(trial, report.epoch, report.epochs, prunes, ending)
+        if told == Answer.GO_ON and report.epoch != report.epochs:
+            self.meter.goes_on(report.trial)
         self._told[report.trial] = told
         self.slots.answer(report, told)
 
     def _end(self, number: int, end: End) -> None:
         trial = self.ledger.trials[number]
+        if trial.state == State.RUNNING:  # and not one that could not even be composed
+            self.meter.ended(number)
+            self.ledger.keep_used(self.meter.used)
         change = policy.after(trial, end, self._told.pop(number, Answer.GO_ON), self.rules)
         if change.state == State.QUEUED:
             self._waits[number] = time.monotonic() + change.wait

@@ -6,7 +6,7 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import optuna
@@ -20,6 +20,7 @@ from ghm.nodes import Sight
 from ghm.tracking import Away, Sender, Tracker, link, waiting_at_most
 from sweeps import ledger as ledgers
 from sweeps import policy
+from sweeps.budget import Budget, Meter
 from sweeps.controller import Compose, Controller
 from sweeps.draw import Search
 from sweeps.lease import Lease, LeaseLost
@@ -51,6 +52,7 @@ class Sweep:
     max_failure_rate: float
     resources: Resources
     objective: str
+    budget: Budget = field(default_factory=Budget)
     max_attempts: int = 3
     backoff: float = 5.0
     patience: float = 300.0
@@ -78,6 +80,7 @@ class Sweep:
                 raise ValueError(
                     f"hydra.sweeper.slot.{key}={value} (scaling.slot.{key}): must be a number of at least 0"
                 )
+        self.budget.check(self.resources.total["GPU"])
         if self.direction not in ("maximize", "minimize"):
             raise ValueError(f"hydra.sweeper.direction={self.direction}: must be maximize or minimize")
 
@@ -119,18 +122,26 @@ def run_sweep(sweep: Sweep, search: Search, task: Task, compose: Compose, tracke
         rules = Rules(total, sweep.max_failure_rate, sweep.max_attempts, sweep.backoff, sweep.patience)
         record = Record(sweep.name, ledger.key, sweep.folder)
         unfinished = len(ledger.trials) < total or ledger.count(State.QUEUED) > 0
-        if unfinished and not new:
+        meter = Meter(sweep.budget, sweep.resources.total["GPU"], ledger.used, lambda: ledger.epochs)
+        affordable = meter.allows()
+        if unfinished and affordable and not new:
             stack.enter_context(connected())
             sweep.check_fits(tracker)
         sweep.folder.mkdir(parents=True, exist_ok=True)
         with Sender(tracker, record.folders), _orderly_end(ledger, record):
             _point(ledger, tracker, sweep, search.space.keys)
             record.begin(sweep.objective, search.space.keys, search.space.group, sweep.direction == "maximize")
-            if unfinished:
-                with _slots(sweep) as slots, View(sweep.name, sweep.objective, total) as view:
+            if unfinished and affordable:
+                with _slots(sweep) as slots, View(sweep.name, sweep.objective, total, meter) as view:
                     sight = Sight(sweep.folder)
-                    controller = Controller(lease, ledger, search, slots, task, compose, record, view, rules, sight)
+                    controller = Controller(
+                        lease, ledger, search, slots, task, compose, record, view, rules, sight, meter
+                    )
                     _run(controller)
+                    affordable = controller.complete
+                ledger.keep_used(meter.used)
+            if unfinished and not affordable:
+                print(_out_of_budget(meter, ledger, rules))
             _refuse_gaps(sweep.name, search, ledger, rules)
         return None if ledger.best is None else ledger.best.value
 
@@ -162,8 +173,16 @@ def _run(controller: Controller) -> None:
     """Run every trial that has not ended. KeyboardInterrupt when it was drained before that."""
     with _draining(controller):
         controller.run()
-    if not controller.complete:
+    if not controller.complete and controller.draining:
         raise KeyboardInterrupt
+
+
+def _out_of_budget(meter: Meter, ledger: Ledger, rules: Rules) -> str:
+    waiting, begun = ledger.count(State.QUEUED), len(ledger.trials)
+    return (
+        f"The budget is spent: {meter}. {waiting} of {rules.n_trials} trials wait, {rules.n_trials - begun} are not "
+        "drawn; the same command with a larger hydra.sweeper.budget goes on"
+    )
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import logging
 import uuid
 from collections.abc import Callable
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,11 @@ from sqlalchemy.exc import OperationalError
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
 
 from ghm.job import canonical
+from sweeps.budget import Used
 from sweeps.space import Params, Space
 from sweeps.states import State
 
-ATTEMPT, ERROR, SPENT = "attempt", "error", "attempts_spent"
+ATTEMPT, ERROR, SPENT, USED = "attempt", "error", "attempts_spent", "used"
 STATES = {
     State.QUEUED: TrialState.WAITING,
     State.RUNNING: TrialState.RUNNING,
@@ -159,6 +160,20 @@ class Ledger:
             self._durable.set_user_attr("mlflow", link)
             there = get_note(self._durable)
             save_note(self._durable, there.replace(before, link) if before and there else note)
+
+    @property
+    def epochs(self) -> int:
+        """Recorded of all trials."""
+        return sum(len(trial.epochs) for trial in self.trials)
+
+    @property
+    def used(self) -> Used:
+        """What earlier commands used of the sweep's budget."""
+        return Used(**self._durable.user_attrs.get(USED, {}))
+
+    def keep_used(self, used: Used) -> None:
+        study = self._durable
+        _patiently(lambda: study._storage.set_study_user_attr(study._study_id, USED, asdict(used)))
 
     @property
     def best(self) -> Trial | None:

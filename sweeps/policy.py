@@ -45,13 +45,16 @@ def due(trials: Sequence[Trial], waits: Mapping[int, float], now: float) -> Tria
     return next((trial for trial in trials if trial.state == State.QUEUED and waits.get(trial.number, 0) <= now), None)
 
 
-def answer(trial: Trial, epoch: int, epochs: int, prunes: bool, draining: bool) -> Answer:
-    """To the report of an epoch. `prunes` is the pruner's verdict on it."""
-    if epoch >= epochs or epoch < max(trial.epochs):
+def answer(trial: Trial, epoch: int, epochs: int, prunes: bool, ending: bool) -> Answer:
+    """To the report of an epoch, of `epochs` (0: nobody knows).
+
+    `prunes` is the pruner's verdict on it; `ending` says that the sweep drains, or cannot afford another epoch.
+    """
+    if 0 < epochs <= epoch or epoch < max(trial.epochs):
         return Answer.GO_ON  # it is at its end, or repeats what was decided before
     if prunes:
         return Answer.PRUNE
-    return Answer.DRAIN if draining else Answer.GO_ON
+    return Answer.DRAIN if ending else Answer.GO_ON
 
 
 def after(trial: Trial, end: End, told: Answer, rules: Rules) -> Change:

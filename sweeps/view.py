@@ -9,6 +9,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from sweeps.budget import Meter
 from sweeps.ledger import Ledger, Trial
 from sweeps.policy import Change
 from sweeps.space import label
@@ -36,6 +37,7 @@ class View:
     name: str
     objective: str
     n_trials: int
+    meter: Meter | None = None
     done: int = 0
     pruned: int = 0
     failed: int = 0
@@ -95,7 +97,8 @@ class View:
 
     def counts(self) -> str:
         ended = f"{self.done} of {self.n_trials} done"
-        return f"{ended}, {len(self.running)} running, {self.pruned} pruned, {self.failed} failed"
+        counts = f"{ended}, {len(self.running)} running, {self.pruned} pruned, {self.failed} failed"
+        return ", ".join(filter(None, [counts, str(self.meter or "")]))
 
     def best_so_far(self) -> str:
         return "" if self.best is None else f"best {self.objective} {self.best[0]:.4f}: {self.best[1]}"

@@ -86,6 +86,7 @@ class GHMSweeper(Sweeper):
 
     def _sweep(self) -> "Sweep":
         from ghm.job import group_sizes
+        from sweeps.budget import Budget
         from sweeps.launch import Sweep
         from sweeps.slots import Resources
 
@@ -103,6 +104,7 @@ class GHMSweeper(Sweeper):
             max_failure_rate=settings.max_failure_rate,
             resources=Resources(settings.slot.cpus, settings.slot.gpus, *group),
             objective=self.master.objective,
+            budget=Budget(**settings.budget),
             **{key: settings[key] for key in ("max_attempts", "backoff", "patience", "lease")},
         )
 
