@@ -38,8 +38,13 @@ class Settings:
     channels_last: bool
     compile: bool
     threads: int  # sums in other orders differ in their last digits
-    objective: str
+    objective: str | list[str]
     others: dict[str, Any]  # added by a user with +key=value
+
+    @property
+    def objectives(self) -> list[str]:
+        """The first one is reported after each epoch, and says which is the best."""
+        return [self.objective] if isinstance(self.objective, str) else self.objective
 
     def flat(self) -> dict[str, Any]:
         """By dotted key, as the command line knows them, without secrets."""

@@ -134,9 +134,10 @@ def check(cfg: DictConfig) -> None:
             raise ValueError(f"loss.{one}=null: must be chosen; leave it out to get the default")
     _check_group(cfg.scaling.num_workers)
     _check_numbers(cfg)
-    names = [f"val/{name}" for name in scoring.METRICS]
-    if cfg.objective not in names:
-        raise ValueError(f"objective={cfg.objective}: must be one of {', '.join(names)}")
+    names = [*(f"val/{name}" for name in scoring.METRICS), "time/images_per_s", "model/parameters"]
+    for objective in [cfg.objective] if isinstance(cfg.objective, str) else cfg.objective or [cfg.objective]:
+        if objective not in names:
+            raise ValueError(f"objective={objective}: must be one of {', '.join(names)}")
     data = _data(OmegaConf.to_yaml(cfg.data, resolve=True))
     if not data.val.has_boxes:
         raise ValueError(

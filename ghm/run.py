@@ -36,10 +36,10 @@ class TrainingError(Failed):
     """A run that started and failed; its cause says why."""
 
 
-def train(cfg: DictConfig) -> float:
+def train(cfg: DictConfig) -> float | tuple[float, ...]:
     """One run, checked, trained, scored and recorded: the task that Hydra calls.
 
-    Returns the objective after the last epoch. ValueError for settings that cannot work, before
+    Returns the objective after the last epoch, or each of several. ValueError for settings that cannot work, before
     anything is recorded; TrainingError when the run itself fails.
     """
     cfg = absolute(cfg)
@@ -52,7 +52,7 @@ def train(cfg: DictConfig) -> float:
             return _recorded(job, cfg)
 
 
-def _recorded(job: Job, cfg: DictConfig) -> float:
+def _recorded(job: Job, cfg: DictConfig) -> float | tuple[float, ...]:
     """Train, and record what comes of it."""
     spool = Spool(job.place.folder, job.key.start)
     describe(spool, job, cfg)
@@ -68,7 +68,8 @@ def _recorded(job: Job, cfg: DictConfig) -> float:
             raise
         raise TrainingError(f"run in {job.place.folder} failed: {error}") from error
     spool.finish(ENDS[result["answer"]])
-    return float(result["metrics"][job.settings.objective])
+    values = tuple(float(result["metrics"][name]) for name in job.settings.objectives)
+    return values if len(values) > 1 else values[0]
 
 
 def _placed(job: Job, cfg: DictConfig) -> Job:

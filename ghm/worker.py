@@ -70,6 +70,7 @@ def _train(
     answer = _from_first(recorder.answer if recorder else Answer.GO_ON, device)
     epochs = settings.epochs if answer == Answer.GO_ON else state.epoch
     watch = Watch(state.model, len(batches))
+    size = {"model/parameters": float(sum(one.numel() for one in state.model.parameters()))}
     for result in engine.fit(
         state,
         batches,
@@ -83,7 +84,7 @@ def _train(
     ):
         regions = watch.look()
         detections = _detect(state, scored, data, device)
-        metrics = _over_workers(result.metrics) | scalars(regions)
+        metrics = _over_workers(result.metrics) | scalars(regions) | size
         if recorder is not None:
             judgement = scoring.judge(data.val.coco, detections)
             recorder.epoch(result.epoch, metrics, judgement, regions)
@@ -144,7 +145,7 @@ def _detect(state: RunState, batches: Any, data: Data, device: torch.device) -> 
 
 def epoch_line(settings: Settings, epoch: int, metrics: dict[str, float]) -> str:
     """What is shown of an epoch."""
-    shown = dict.fromkeys(("train/loss", "val/AP", "val/AP50", settings.objective))
+    shown = dict.fromkeys(("train/loss", "val/AP", "val/AP50", *settings.objectives))
     values = "  ".join(f"{name} {metrics[name]:.4f}" for name in shown if name in metrics)
     return f"epoch {epoch} of {settings.epochs}  {values}"
 
@@ -175,11 +176,13 @@ class _Recorder:
         """Keep an epoch: checkpoint, metrics, a line of log. Lost where another start of this run has overtaken it."""
         settings, place = self.job.settings, self.job.place
         metrics = metrics | {f"val/{name}": value for name, value in judgement.numbers.items()}
-        objective = settings.objective
-        if objective not in metrics:
-            raise ValueError(f"objective={objective}: the validation images hold no object it counts; choose another")
+        for objective in settings.objectives:
+            if objective not in metrics:
+                raise ValueError(
+                    f"objective={objective}: the validation images hold no object it counts; choose another"
+                )
         self._refuse_overtaken()
-        self.state.finish_epoch(number, metrics, metrics[objective], regions)
+        self.state.finish_epoch(number, metrics, metrics[settings.objectives[0]], regions)
         checkpoint.commit(self.state, place.folder, place.keep)
         log.info(epoch_line(settings, number, metrics))
         self._tell(self.state.history[-1])
@@ -237,8 +240,9 @@ class _Recorder:
     def _ask(self, hub: Any, epoch: checkpoint.Epoch) -> Answer:
         """The sweep's answer to an epoch. Lost where it has given up this attempt, or is gone."""
         key, settings = self.job.key, self.job.settings
-        value = epoch["metrics"][settings.objective]
-        said = hub.report.remote(key.trial, key.attempt, epoch["epoch"], settings.epochs, value)
+        metrics = epoch["metrics"]
+        value = metrics[settings.objectives[0]]
+        said = hub.report.remote(key.trial, key.attempt, epoch["epoch"], settings.epochs, value, metrics)
         try:
             answer = Answer(ray.get(said))
         except RayActorError as error:

@@ -2,7 +2,7 @@
 
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from ghm.secrets import hidden
 from sweeps import policy
 from sweeps.budget import Budget, Meter
 from sweeps.draw import Search
+from sweeps.goal import Goal, Values
 from sweeps.hub import Report
 from sweeps.lease import Lease
 from sweeps.ledger import Ledger, Trial
@@ -34,6 +35,7 @@ class SweepFailed(Failed):
 class Controller:
     """Runs `task` on composed configs until every trial of the sweep has ended, or it is drained."""
 
+    goal: Goal
     lease: Lease
     ledger: Ledger
     search: Search
@@ -50,6 +52,7 @@ class Controller:
     _exhausted: bool = False  # no point is left to draw
     _next: tuple[Trial, dict[str, Any]] | None = None  # composed while others run
     _told: dict[int, Answer] = field(default_factory=dict)  # the last answer to each trial that runs
+    _metrics: dict[int, Mapping[str, float]] = field(default_factory=dict)  # that each reported last
     _waits: dict[int, float] = field(default_factory=dict)  # until when a lost trial is not tried again
 
     def run(self) -> None:
@@ -124,6 +127,7 @@ class Controller:
         if trial.state != State.RUNNING or trial.attempt != report.attempt:
             return
         self.ledger.report(report.trial, report.epoch, report.value)
+        self._metrics[report.trial] = report.metrics
         self.meter.reported(report.trial)
         if self.meter.budget != Budget():
             self.ledger.keep_used(self.meter.used)
@@ -141,19 +145,41 @@ class Controller:
         if trial.state == State.RUNNING:  # and not one that could not even be composed
             self.meter.ended(number)
             self.ledger.keep_used(self.meter.used)
+        end = self._checked(number, end)
         change = policy.after(trial, end, self._told.pop(number, Answer.GO_ON), self.rules)
         if change.state == State.QUEUED:
             self._waits[number] = time.monotonic() + change.wait
             self.ledger.requeue(number, change.attempt)
             self.view.queued(number, change)
             return
-        error = hidden(change.error)
-        self.ledger.end(number, change.state, change.value, error, change.spent)
+        self.ledger.end(
+            number, change.state, change.values, hidden(change.error), change.spent, self._violations(number)
+        )
         if change.state == State.FAILED:
             self.record.failure(trial, label(trial.params))
         self.view.ended(self.ledger, trial)
         if change.state == State.FAILED and not self.draining:
             self._give_up_if_needed()
+
+    def _checked(self, number: int, end: End) -> End:
+        """How an attempt ended, as an error where what it returned, or reported, is not what the sweep is after."""
+        goal, known = self.goal, self._metrics.get(number, {})
+        if end.values is None:
+            return end
+        if len(end.values) != len(goal.objectives):
+            counts = f"{len(end.values)} values, and not {len(goal.objectives)}"
+            return End(error=f"it returned {counts}: one for each of objective={','.join(goal.objectives)}")
+        for name in (*goal.at_most, *goal.at_least):
+            if name not in known:
+                return End(error=f"it reported no {name}, on which hydra.sweeper.at_most or at_least sets a bound")
+        return end
+
+    def _violations(self, number: int) -> Values:
+        """Of the bounds, by what the trial reported last; none where it did not come so far."""
+        try:
+            return self.goal.violations(self._metrics.pop(number, {}))
+        except KeyError:
+            return ()
 
     def _give_up_if_needed(self) -> None:
         """SweepFailed where more tasks raised than `max_failure_rate` allows."""

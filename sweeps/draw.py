@@ -4,10 +4,12 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from optuna.pruners import BasePruner
+import optuna
+from optuna.pruners import BasePruner, NopPruner
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import TrialState
 
+from sweeps.goal import Goal
 from sweeps.ledger import Ledger, identity
 from sweeps.space import MANY, Params, Space
 
@@ -80,3 +82,21 @@ class Search:
         else:
             random.Random(number).shuffle(rest)
             yield from ((point, anywhere) for point in rest if identity(point) not in tried)
+
+
+def refuse_unfit(goal: Goal, sampler: BaseSampler, pruner: BasePruner) -> None:
+    """ValueError for a sampler or pruner that knows one objective alone, where there are several."""
+    if not goal.several:
+        return
+    count = len(goal.objectives)
+    if not isinstance(pruner, NopPruner):
+        raise ValueError(
+            f"hydra/sweeper/pruner: {type(pruner).__name__} judges one objective, and here are {count}; take nop"
+        )
+    try:
+        optuna.create_study(directions=goal.directions, sampler=sampler).ask().suggest_float("x", 0, 1)
+    except ValueError as error:
+        raise ValueError(
+            f"hydra/sweeper/sampler: {type(sampler).__name__} searches for one objective, and here are {count}; "
+            "take nsgaii, nsgaiii, tpe, gp, random or qmc"
+        ) from error

@@ -2,21 +2,28 @@
 
 import asyncio
 import time
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sweeps.states import Answer
+
+NONE: Mapping[str, float] = {}
 
 
 @dataclass(frozen=True)
 class Report:
-    """One epoch of one attempt of a trial: `value` is the objective after `epoch` of `epochs`."""
+    """One epoch of one attempt of a trial: `value` is the first objective after `epoch` of `epochs` (0: who knows).
+
+    `metrics`: those that bounds are on, at least.
+    """
 
     trial: int
     attempt: int
     epoch: int
     epochs: int
     value: float
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -61,14 +68,22 @@ class Hub:
         if (known := self._known(trial, attempt)) is not None:
             known.group = placement_group
 
-    async def report(self, trial: int, attempt: int, epoch: int, epochs: int, value: float) -> Answer:
+    async def report(
+        self,
+        trial: int,
+        attempt: int,
+        epoch: int,
+        epochs: int,
+        value: float,
+        metrics: Mapping[str, float] = NONE,
+    ) -> Answer:
         """The answer to an epoch."""
         known = self._known(trial, attempt)
         if known is None:
             return Answer.LOST
         known.heard = time.monotonic()
         known.question = asyncio.get_running_loop().create_future()
-        self.reports.append(Report(trial, attempt, epoch, epochs, value))
+        self.reports.append(Report(trial, attempt, epoch, epochs, value, metrics))
         self.news.set()
         try:
             return await asyncio.wait_for(known.question, self.patience)

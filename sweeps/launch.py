@@ -23,6 +23,7 @@ from sweeps import policy
 from sweeps.budget import Budget, Meter
 from sweeps.controller import Compose, Controller
 from sweeps.draw import Search
+from sweeps.goal import Goal, Values
 from sweeps.lease import Lease, LeaseLost
 from sweeps.ledger import Ledger
 from sweeps.policy import Rules
@@ -45,13 +46,12 @@ class Sweep:
     name: str
     folder: Path  # holds one folder a trial
     runs: Path  # holds the study's database unless `storage` names another
-    direction: str
+    goal: Goal
     n_trials: int
     n_jobs: int
     storage: str | None
     max_failure_rate: float
     resources: Resources
-    objective: str
     budget: Budget = field(default_factory=Budget)
     max_attempts: int = 3
     backoff: float = 5.0
@@ -81,8 +81,6 @@ class Sweep:
                     f"hydra.sweeper.slot.{key}={value} (scaling.slot.{key}): must be a number of at least 0"
                 )
         self.budget.check(self.resources.total["GPU"])
-        if self.direction not in ("maximize", "minimize"):
-            raise ValueError(f"hydra.sweeper.direction={self.direction}: must be maximize or minimize")
 
     def check_fits(self, tracker: Tracker) -> None:
         """ValueError where the connected cluster is too small, or has nodes that would not find what others wrote."""
@@ -95,8 +93,8 @@ class Sweep:
         nodes.refuse_local_tracking(tracker.uri)
 
 
-def run_sweep(sweep: Sweep, search: Search, task: Task, compose: Compose, tracker: Tracker) -> float | None:
-    """Run or continue a sweep; its best value, if any trial has one.
+def run_sweep(sweep: Sweep, search: Search, task: Task, compose: Compose, tracker: Tracker) -> float | Values | None:
+    """Run or continue a sweep; the value of its best trial, if any has one, or all values where there are several.
 
     `compose(number, params, label, context)` makes a trial's config; `context` is what the trial has
     to know of its sweep. ValueError for what cannot be begun, and then nothing was; SweepFailed or Incomplete
@@ -111,11 +109,11 @@ def run_sweep(sweep: Sweep, search: Search, task: Task, compose: Compose, tracke
         if study is None:
             stack.enter_context(connected())
             sweep.check_fits(tracker)
-            study = ledgers.create(storage, sweep.name, sweep.direction, sweep.folder)
+            study = ledgers.create(storage, sweep.name, sweep.goal.directions, sweep.folder)
             with warnings.catch_warnings(category=ExperimentalWarning, action="ignore"):
-                study.set_metric_names([sweep.objective])  # as the dashboard of studies calls the value
+                study.set_metric_names(list(sweep.goal.objectives))  # as the dashboard of studies calls them
         lease = stack.enter_context(Lease(storage, study._study_id, sweep.name, sweep.lease))
-        ledgers.claim(study, search.space, sweep.direction)
+        ledgers.claim(study, search.space, sweep.goal)
         again = None if search.lasting is None else lambda ledger: search.draw(ledger, sweep.n_trials)
         ledger = Ledger(study, search.pruner, again)
         total = search.total(ledger, sweep.n_trials)
@@ -130,12 +128,12 @@ def run_sweep(sweep: Sweep, search: Search, task: Task, compose: Compose, tracke
         sweep.folder.mkdir(parents=True, exist_ok=True)
         with Sender(tracker, record.folders), _orderly_end(ledger, record):
             _point(ledger, tracker, sweep, search.space.keys)
-            record.begin(sweep.objective, search.space.keys, search.space.group, sweep.direction == "maximize")
+            record.begin(sweep.goal, search.space.keys, search.space.group)
             if unfinished and affordable:
-                with _slots(sweep) as slots, View(sweep.name, sweep.objective, total, meter) as view:
+                with _slots(sweep) as slots, View(sweep.name, sweep.goal, total, meter) as view:
                     sight = Sight(sweep.folder)
                     controller = Controller(
-                        lease, ledger, search, slots, task, compose, record, view, rules, sight, meter
+                        sweep.goal, lease, ledger, search, slots, task, compose, record, view, rules, sight, meter
                     )
                     _run(controller)
                     affordable = controller.complete
@@ -143,7 +141,9 @@ def run_sweep(sweep: Sweep, search: Search, task: Task, compose: Compose, tracke
             if unfinished and not affordable:
                 print(_out_of_budget(meter, ledger, rules))
             _refuse_gaps(sweep.name, search, ledger, rules)
-        return None if ledger.best is None else ledger.best.value
+        if (best := ledger.best) is None:
+            return None
+        return best.values if sweep.goal.several else best.value
 
 
 def _point(ledger: Ledger, tracker: Tracker, sweep: Sweep, keys: Sequence[str]) -> None:
@@ -155,8 +155,7 @@ def _point(ledger: Ledger, tracker: Tracker, sweep: Sweep, keys: Sequence[str]) 
             ledger.point_to(
                 there,
                 f"**[Curves, runs and report of this sweep in MLflow]({there})**\n\n"
-                f"It searches {searched} for the {'largest' if sweep.direction == 'maximize' else 'smallest'} "
-                f"`{sweep.objective}` a training reaches.\n",
+                f"It searches {searched} for {sweep.goal} a training reaches.\n",
             )
 
 

@@ -7,7 +7,7 @@ memory is what samplers and pruners look at: nothing that they do takes the time
 import json
 import logging
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
@@ -26,9 +26,11 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_aft
 
 from ghm.job import canonical
 from sweeps.budget import Used
+from sweeps.goal import Goal, Values
 from sweeps.space import Params, Space
 from sweeps.states import State
 
+BOUNDS = "constraints"  # where Optuna's samplers find what a trial breaks, among its system attributes
 ATTEMPT, ERROR, SPENT, USED = "attempt", "error", "attempts_spent", "used"
 STATES = {
     State.QUEUED: TrialState.WAITING,
@@ -54,10 +56,21 @@ class Trial:
     params: Params
     state: State = State.QUEUED
     attempt: int = 1
-    epochs: dict[int, float] = field(default_factory=dict)  # the objective after each
-    value: float | None = None
+    epochs: dict[int, float] = field(default_factory=dict)  # the first objective after each
+    values: Values = ()  # of all objectives
     error: str = ""
     spent: bool = False
+    violations: Values = ()  # of the bounds; above 0 where one is broken
+
+    @property
+    def value(self) -> float | None:
+        """Of the first objective."""
+        return self.values[0] if self.values else None
+
+    @property
+    def allowed(self) -> bool:
+        """Whether it keeps all bounds."""
+        return all(one <= 0 for one in self.violations)
 
     @property
     def reason(self) -> str:
@@ -69,30 +82,40 @@ def identity(params: Params) -> str:
     return json.dumps(canonical(params), sort_keys=True)
 
 
+def violations(trial: FrozenTrial) -> Sequence[float]:
+    """For Optuna's samplers: what a ledger wrote of a trial's bounds."""
+    known: Sequence[float] = trial.system_attrs.get(BOUNDS, ())
+    return known
+
+
 def find(storage: RDBStorage, name: str) -> Study | None:
     """The study of this name, if there is one."""
     known = name in optuna.get_all_study_names(storage)
     return optuna.load_study(storage=storage, study_name=name) if known else None
 
 
-def create(storage: RDBStorage, name: str, direction: str, folder: Path) -> Study:
+def create(storage: RDBStorage, name: str, directions: Sequence[str], folder: Path) -> Study:
     """A new study, or that which another process has just made. ValueError when `folder` holds another's trials."""
     if any(folder.glob("[0-9]*")):
         raise ValueError(
             f"hydra.sweep.dir={folder}: holds trials that the study's storage does not know; "
             "delete the folder, or give another hydra.sweeper.study_name"
         )
-    return optuna.create_study(storage=storage, study_name=name, direction=direction, load_if_exists=True)
+    return optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
 
 
-def claim(study: Study, space: Space, direction: str) -> None:
-    """Have a study search this space in this direction. ValueError for one that searched something else before."""
-    searched = json.dumps({"direction": direction, "space": space.fingerprint()})
+def claim(study: Study, space: Space, goal: Goal) -> None:
+    """Have a study search this space for this goal. ValueError for one that searched something else before."""
+    after: dict[str, Any] = {"direction": goal.directions[0]}
+    if goal.several or goal.bounded:
+        after = {"direction": goal.directions, "at_most": dict(goal.at_most), "at_least": dict(goal.at_least)}
+    searched = json.dumps(after | {"space": space.fingerprint()})
     if "searched" not in study.user_attrs and not study.get_trials(deepcopy=False):
         study.set_user_attr("searched", searched)
     elif study.user_attrs.get("searched") != searched:
         raise ValueError(
-            f"hydra.sweeper.study_name={study.study_name}: holds a sweep over another space, or in another direction; "
+            f"hydra.sweeper.study_name={study.study_name}: holds a sweep over another space, or in another direction "
+            "or within other bounds; "
             "give the same overrides, or another hydra.sweeper.study_name"
         )
 
@@ -114,7 +137,9 @@ class Ledger:
         draw: Callable[["Ledger"], int | None] | None = None,
     ) -> None:
         self._durable = study
-        self.memory = optuna.create_study(study_name=study.study_name, direction=study.direction, pruner=pruner)
+        self.memory = optuna.create_study(study_name=study.study_name, directions=study.directions, pruner=pruner)
+        ways = tuple(direction.name.lower() for direction in study.directions)
+        self._goal = Goal(tuple(map(str, range(len(ways)))), ways)
         self._ids: list[int] = []  # of each trial, in the storage
         self._copies: list[int] = []  # and in memory, which also holds points drawn and not taken
         self._attributes: list[set[str]] = []  # system attributes of each that are in the storage
@@ -176,10 +201,15 @@ class Ledger:
         _patiently(lambda: study._storage.set_study_user_attr(study._study_id, USED, asdict(used)))
 
     @property
+    def front(self) -> list[Trial]:
+        """The trials that no other beats, best in the first objective first: of one objective, the best."""
+        done = {trial.number: trial.values for trial in self.trials if trial.state == State.DONE and trial.allowed}
+        return [self.trials[number] for number in self._goal.front(done)]
+
+    @property
     def best(self) -> Trial | None:
-        done = [trial for trial in self.trials if trial.state == State.DONE and trial.value is not None]
-        largest = self._durable.direction == optuna.study.StudyDirection.MAXIMIZE
-        return max(done, key=lambda trial: (trial.value if largest else -trial.value, -trial.number), default=None)  # type: ignore[operator]
+        """In the first objective, of the trials that keep all bounds."""
+        return next(iter(self.front), None)
 
     def count(self, *states: State) -> int:
         return sum(trial.state in states for trial in self.trials)
@@ -239,14 +269,25 @@ class Ledger:
         self._keep_attributes(number)
         return verdict
 
-    def end(self, number: int, state: State, value: float | None = None, error: str = "", spent: bool = False) -> None:
+    def end(
+        self,
+        number: int,
+        state: State,
+        values: Values = (),
+        error: str = "",
+        spent: bool = False,
+        violations: Values = (),
+    ) -> None:
         """A trial has ended. FAILED with what it ended of."""
+        if violations:
+            self._write("set_trial_system_attr", number, BOUNDS, violations)
         for key, said in ((ERROR, error[-4000:]), (SPENT, spent)):
             if said:
                 self._write("set_trial_user_attr", number, key, said)
-        self._write("set_trial_state_values", number, STATES[state], None if value is None else [value])
+        self._write("set_trial_state_values", number, STATES[state], values or None)
         trial = self.trials[number]
-        trial.state, trial.value, trial.error, trial.spent = state, value, error, spent
+        trial.state, trial.values, trial.violations = state, values, violations
+        trial.error, trial.spent = error, spent
 
     def requeue(self, number: int, attempt: int) -> None:
         """A trial is to go on later from its last checkpoint, as the same attempt or the next."""
@@ -257,6 +298,9 @@ class Ledger:
 
     def results(self) -> dict[str, Any]:
         """What Hydra's Optuna sweeper writes to `optimization_results.yaml`."""
+        if len(self._goal.directions) > 1:
+            solutions = [{"params": dict(one.params), "values": list(one.values)} for one in self.front]
+            return {"name": "ghm", "solutions": solutions}
         best = self.best
         params = None if best is None else dict(best.params)
         return {"name": "ghm", "best_params": params, "best_value": None if best is None else best.value}
@@ -329,9 +373,10 @@ def _trial(frozen: FrozenTrial) -> Trial:
         states[frozen.state],
         attributes.get(ATTEMPT, 1),
         dict(frozen.intermediate_values),
-        frozen.value if frozen.state.is_finished() else None,
+        tuple(frozen.values or ()) if frozen.state.is_finished() else (),
         attributes.get(ERROR, ""),
         attributes.get(SPENT, False),
+        tuple(frozen.system_attrs.get(BOUNDS, ())),
     )
 
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from sweeps.goal import Values
 from sweeps.ledger import Trial
 from sweeps.states import Answer, State
 
@@ -21,9 +22,9 @@ class Rules:
 
 @dataclass(frozen=True)
 class End:
-    """How an attempt ended: with a value, by an exception of its own (`error`), or because it was lost (`lost`)."""
+    """How an attempt ended: with a value for each objective, by its own exception (`error`), or lost (`lost`)."""
 
-    value: float | None = None
+    values: Values | None = None
     error: str | None = None
     lost: str | None = None
 
@@ -34,7 +35,7 @@ class Change:
 
     state: State
     attempt: int
-    value: float | None = None
+    values: Values = ()
     error: str = ""
     spent: bool = False
     wait: float = 0.0
@@ -66,12 +67,12 @@ def after(trial: Trial, end: End, told: Answer, rules: Rules) -> Change:
         return Change(State.QUEUED, trial.attempt + 1, error=end.lost, wait=rules.backoff * 2 ** (trial.attempt - 1))
     if end.error is not None:
         return Change(State.FAILED, trial.attempt, error=end.error)
-    assert end.value is not None
+    assert end.values is not None
     if told == Answer.DRAIN:
         return Change(State.QUEUED, trial.attempt)
-    if math.isnan(end.value):
+    if any(map(math.isnan, end.values)):
         return Change(State.FAILED, trial.attempt, error="its objective is not a number (nan)")
-    return Change(State.PRUNED if told == Answer.PRUNE else State.DONE, trial.attempt, value=end.value)
+    return Change(State.PRUNED if told == Answer.PRUNE else State.DONE, trial.attempt, values=end.values)
 
 
 def failures(trials: Sequence[Trial], rules: Rules) -> list[Trial]:

@@ -9,6 +9,7 @@ from typing import Any
 from ghm import provenance
 from ghm.nodes import Sight
 from ghm.tracking import SPOOL, Spool, agree, shared_view
+from sweeps.goal import Goal
 from sweeps.ledger import Trial
 from sweeps.space import title
 from sweeps.states import State
@@ -22,13 +23,16 @@ class Record:
     key: str
     folder: Path
 
-    def begin(self, objective: str, swept: Sequence[str], group: str | None, maximize: bool) -> None:
+    def begin(self, goal: Goal, swept: Sequence[str], group: str | None) -> None:
         """The sweep begins, or goes on; `group` is the key of `swept` by whose values its trials are compared."""
         spool = Spool(self.folder, Spool(self.folder).attempts() + 1)
-        tags = {"sweep.name": self.name, "sweep.kind": "sweep", "sweep.objective": objective}
+        tags = {"sweep.name": self.name, "sweep.kind": "sweep", "sweep.objective": ",".join(goal.objectives)}
+        tags |= {"sweep.direction": ",".join(goal.directions)}
+        if goal.bounded:
+            tags |= {"sweep.bounds": json.dumps({"at_most": dict(goal.at_most), "at_least": dict(goal.at_least)})}
         tags |= provenance.origin(provenance.source()["commit"])
         spool.start(self.name, tags, key=self.key)
-        spool.share(self.key, shared_view(self.key, self.name, objective, swept, group, maximize))
+        spool.share(self.key, shared_view(self.key, self.name, goal.objectives, swept, group, goal.ascending))
 
     def finish(self, state: State, trials: Sequence[Trial]) -> None:
         """The sweep ended so, for now or for good, and its trials are as the ledger has them.

@@ -4,7 +4,7 @@ import gc
 import logging
 import os
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from threading import Event, Thread
@@ -20,6 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ghm.carried import carried
 from ghm.cluster import check_fits
 from ghm.failure import lost
+from sweeps.goal import Values
 from sweeps.hub import Hub, Report
 from sweeps.policy import End
 from sweeps.states import Answer
@@ -71,7 +72,7 @@ class Slot:
     def run(self, task: Task, config: dict[str, Any], trial: int, attempt: int) -> End:
         with self._beating(trial, attempt):
             try:
-                return End(float(task(OmegaConf.create(config))))
+                return End(_values(task(OmegaConf.create(config))))
             except (Exception, SystemExit) as error:
                 # As text: an exception object may not survive the way back.
                 reason = lost(error)
@@ -99,6 +100,12 @@ class Slot:
             yield
         finally:
             ended.set()
+
+
+def _values(returned: Any) -> Values:
+    """Of one objective, or of several."""
+    several = isinstance(returned, Sequence) and not isinstance(returned, str)
+    return tuple(map(float, returned)) if several else (float(returned),)
 
 
 class Slots:

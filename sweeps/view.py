@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sweeps.budget import Meter
+from sweeps.goal import Goal, Values
 from sweeps.ledger import Ledger, Trial
 from sweeps.policy import Change
 from sweeps.space import label
@@ -35,13 +36,14 @@ class View:
     """Counts, running trials and the best so far of one sweep; enter it as a context."""
 
     name: str
-    objective: str
+    goal: Goal
     n_trials: int
     meter: Meter | None = None
     done: int = 0
     pruned: int = 0
     failed: int = 0
-    best: tuple[float, str] | None = None
+    best: tuple[Values, str] | None = None
+    front: int = 0  # how many trials no other beats
     running: dict[int, Running] = field(default_factory=dict)
     console: Console = field(default_factory=Console)
     _begun: float = field(default_factory=time.monotonic)
@@ -62,8 +64,9 @@ class View:
     def show(self, ledger: Ledger) -> None:
         """What the ledger holds now."""
         self.done, self.pruned, self.failed = map(ledger.count, (State.DONE, State.PRUNED, State.FAILED))
-        if (best := ledger.best) is not None and best.value is not None:
-            self.best = (best.value, f"trial {best.number}, {label(best.params)}")
+        self.front = len(ledger.front)
+        if (best := ledger.best) is not None:
+            self.best = (best.values, f"trial {best.number}, {label(best.params)}")
 
     def started(self, trial: int, label: str, attempt: int = 1) -> None:
         self.running[trial] = Running(label)
@@ -81,7 +84,8 @@ class View:
         gone = self.running.pop(trial.number)
         self.show(ledger)
         self._work += 1.0 if trial.state == State.DONE else gone.share
-        shown = "" if trial.value is None else f" {self.objective} {trial.value:.4f}"
+        shown = f" {self._shown(trial.values)}" if trial.values else ""
+        shown += "" if trial.allowed else " (breaks a bound)"
         self._line(f"trial {trial.number} {trial.state}:{shown} {trial.reason or gone.label}")
         self._line("  " + "; ".join(filter(None, [self.counts(), self.best_so_far(), self.time_left()])))
 
@@ -101,7 +105,14 @@ class View:
         return ", ".join(filter(None, [counts, str(self.meter or "")]))
 
     def best_so_far(self) -> str:
-        return "" if self.best is None else f"best {self.objective} {self.best[0]:.4f}: {self.best[1]}"
+        if self.best is None:
+            return ""
+        best = f"best {self._shown(self.best[0])}: {self.best[1]}"
+        return f"{self.front} on the Pareto front; {best}" if self.goal.several else best
+
+    def _shown(self, values: Values) -> str:
+        named = zip(self.goal.objectives, values, strict=False)  # of a pruned trial the first alone
+        return ", ".join(f"{name} {value:.4f}" if abs(value) < 1000 else f"{name} {value:.6g}" for name, value in named)
 
     def time_left(self) -> str:
         left = self.seconds_left()

@@ -91,7 +91,7 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
         {"ray", "omegaconf"},
     ),
     "ghm/report": (
-        {"ghm.report", "ghm.secrets", "ghm.tracking", "sweeps.states"},
+        {"ghm.report", "ghm.secrets", "ghm.tracking", "sweeps.goal", "sweeps.states"},
         {"matplotlib", "pandas", "scipy", "numpy", "jinja2", "rich", "yaml"},
     ),
     "ghm/verbs": (

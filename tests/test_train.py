@@ -212,6 +212,24 @@ def test_a_sweep_runs_reports_and_continues(ghm, capsys):
     assert ghm("report", *swept[2:]) == code
 
 
+def test_a_sweep_for_accuracy_and_size_within_a_bound_on_speed(ghm, capsys):
+    objectives = ("objective=[val/AR100,model/parameters]", "hydra.sweeper.direction=[maximize,minimize]")
+    bound = "hydra.sweeper.at_least={time/images_per_s: 0.001}"
+    swept = ("train", "-m", "epochs=1", *SMALL, "loss=focal", "seed=0,1", "hydra.sweeper.study_name=both")
+    assert ghm(*swept, *objectives, bound) in (0, 1)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "on the Pareto front, which no other trial beats in all objectives: largest val/AR100" in shown
+    parent, *children = recorded()
+    assert parent.data.tags["sweep.objective"] == "val/AR100,model/parameters"
+    assert json.loads(parent.data.tags["sweep.bounds"])["at_least"] == {"time/images_per_s": 0.001}
+    assert parent.data.tags["front.trials"]
+    sizes = {run.data.metrics["model/parameters"] for run in children}
+    assert len(sizes) == 1
+    assert 400_000 < sizes.pop() < 800_000
+    assert "figures/pareto_model_parameters.png" in artifacts(parent)
+    assert ghm(*swept, *objectives, bound.replace("0.001", "0.002")) == 2  # another search
+
+
 @pytest.mark.parametrize("scaling", ["local", "workers"])
 def test_a_trial_learns_of_a_bad_folder_before_anything_is_recorded(ghm, scaling):
     assert ghm("train", "data=coco_folder", "data.root=nowhere", f"scaling={scaling}") == 2

@@ -6,6 +6,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from ghm.report.sweep import SweepResult
@@ -26,12 +27,22 @@ STYLE = {
 def figures(sweep: SweepResult) -> list[tuple[str, str, Figure]]:
     """File name, caption and figure of the ranking, the learning curves, and each swept key."""
     with matplotlib.rc_context(STYLE):
-        drawn = [("ranking", "Ranking", ranking(sweep)), ("learning_curves", "Learning curves", learning_curves(sweep))]
+        drawn = [
+            (_named("pareto", other), f"{sweep.objective} over {other}: the Pareto front", pareto(sweep, other))
+            for other in sweep.goal.objectives[1:]
+        ]
+        drawn += [
+            ("ranking", "Ranking", ranking(sweep)),
+            ("learning_curves", "Learning curves", learning_curves(sweep)),
+        ]
         for key in sweep.keys:
             if sweep.done[key].nunique() > 1:
-                name, caption = "by_" + re.sub(r"\W", "_", key), f"{sweep.objective} over {key}"
-                drawn.append((name, caption, over_key(sweep, key)))
+                drawn.append((_named("by", key), f"{sweep.objective} over {key}", over_key(sweep, key)))
     return drawn
+
+
+def _named(kind: str, key: str) -> str:
+    return f"{kind}_" + re.sub(r"\W", "_", key)
 
 
 def ranking(sweep: SweepResult) -> Figure:
@@ -41,11 +52,37 @@ def ranking(sweep: SweepResult) -> Figure:
     places = np.arange(len(done))[::-1]
     bars = axes.barh(places, done[sweep.objective], color=[color[trial] for trial in done["trial"]], height=0.66)
     axes.bar_label(bars, fmt="%.3f", padding=4)
-    axes.plot(done["val/AP50"], places, "o", color="#444444", markersize=5, label="val/AP50")
     axes.set_yticks(places, [f"{label}  ·  {trial}" for label, trial in zip(done["label"], done["trial"], strict=True)])
-    axes.set_xlim(0, min(1.0, 1.12 * float(done[["val/AP50", sweep.objective]].max().max()) + 1e-3))
-    axes.set(xlabel=f"{sweep.objective} (bars), val/AP50 (dots)")
+    if sweep.objective.startswith("val/"):
+        axes.plot(done["val/AP50"], places, "o", color="#444444", markersize=5, label="val/AP50")
+        axes.set_xlim(0, min(1.0, 1.12 * float(done[["val/AP50", sweep.objective]].max().max()) + 1e-3))
+        axes.set(xlabel=f"{sweep.objective} (bars), val/AP50 (dots)")
+    else:
+        axes.margins(x=0.12)
+        axes.set(xlabel=sweep.objective)
     axes.grid(axis="y", visible=False)
+    return figure
+
+
+def pareto(sweep: SweepResult, other: str) -> Figure:
+    """The first objective over another, a point a trial; those on the front are filled and joined."""
+    done, color = sweep.done, _colors(sweep)
+    front = done[done["trial"].isin(sweep.front)].sort_values(other)
+    rest = done[~done["trial"].isin(sweep.front)]
+    figure, axes = _axes(height=4.2)
+    axes.plot(front[other], front[sweep.objective], color="#444444", linewidth=1.2, zorder=1)
+    colors = [color[trial] for trial in rest["trial"]]
+    axes.scatter(rest[other], rest[sweep.objective], facecolors="none", edgecolors=colors, s=40)
+    axes.scatter(front[other], front[sweep.objective], c=[color[trial] for trial in front["trial"]], s=52, zorder=2)
+    for row in front[["trial", other, sweep.objective]].itertuples(index=False):
+        axes.annotate(f"{row[0]}", row[1:], textcoords="offset points", xytext=(6, 5), fontsize=9)
+    axes.set(xlabel=other, ylabel=sweep.objective)
+    handles = [
+        Line2D([], [], marker="o", linestyle="", color=color, label=group)
+        for group, color in sorted({sweep.groups[trial]: color for trial, color in color.items()}.items())
+    ]
+    if len(handles) > 1:
+        axes.legend(handles=handles)
     return figure
 
 

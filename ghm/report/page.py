@@ -17,18 +17,20 @@ from ghm.secrets import hidden
 from ghm.tracking import Tracker, link, run_link
 from sweeps.states import State
 
-COLUMNS = ("rank", "trial", "settings", "val/AP", "AP50", "AP75", "img/s", "min")
-
 
 def verdict(sweep: SweepResult) -> str:
     """Which setting won, how far the best of each other group is behind, and how far to trust that."""
     if not len(sweep.done):
         return "No trial finished."
-    best, objective = sweep.done.iloc[0], sweep.objective
+    if not len(sweep.allowed):
+        return f"No trial keeps the bounds of the search, which was for {str(sweep.goal).replace('`', '')}."
+    best, objective = sweep.allowed.iloc[0], sweep.objective
+    if sweep.goal.several:
+        return _of_the_front(sweep)
     text = f"Best: {best['label']} with {objective} {best[objective]:.3f} (val/AP50 {best['val/AP50']:.3f})."
     if not sweep.learned:
         return f"{text} That does not beat boxes placed without looking at the image: nothing was learned."
-    rivals = sweep.done.assign(group=sweep.done["trial"].map(sweep.groups)).drop_duplicates("group").iloc[1:]
+    rivals = sweep.allowed.assign(group=sweep.allowed["trial"].map(sweep.groups)).drop_duplicates("group").iloc[1:]
     if len(rivals):
         behind = [f"{row['group']} {row[objective]:.3f} ({row['label']})" for _, row in rivals.iterrows()]
         text += f" Best of the others: {', '.join(behind)}."
@@ -37,20 +39,43 @@ def verdict(sweep: SweepResult) -> str:
     return text
 
 
+def _of_the_front(sweep: SweepResult) -> str:
+    """What can be had of several objectives."""
+    front = sweep.front
+    rows = sweep.trials.set_index("trial").loc[front]
+    ends = []
+    for name, way in zip(sweep.goal.objectives, sweep.goal.directions, strict=True):
+        best = rows.loc[rows[name].idxmax() if way == "maximize" else rows[name].idxmin()]
+        ends.append(f"{'largest' if way == 'maximize' else 'smallest'} {name} {_number(best[name])} ({best['label']})")
+    count = f"{len(front)} of {len(sweep.done)} trials are" if len(front) > 1 else f"1 of {len(sweep.done)} trials is"
+    text = f"{count} on the Pareto front, which no other trial beats in all objectives: {', '.join(ends)}."
+    return text if sweep.learned else f"{text} None beats boxes placed without looking at the image."
+
+
 def ranking(sweep: SweepResult) -> list[tuple[str, ...]]:
-    """The rows of the ranking under `COLUMNS`, as text."""
-    rows = []
+    """The rows of the ranking under its `columns`, as text."""
+    rows, front = [], set(sweep.front) if sweep.goal.several else set()
     for place, row in enumerate(sweep.trials.to_dict("records"), start=1):
         rank = str(place) if row["state"] == "done" else row["state"]
-        values = [_number(row[key]) for key in (sweep.objective, "val/AP50", "val/AP75")]
-        speed = _number(row["time/images_per_s"], 0)
-        rows.append((rank, str(row["trial"]), row["label"], *values, speed, _number(row["minutes"], 1)))
+        if row["state"] == "done" and not row["allowed"]:
+            rank = "out of bounds"
+        elif row["trial"] in front:
+            rank = f"{place} front"
+        values = [_number(row[key], digits) for key, _, digits in _measures(sweep)]
+        rows.append((rank, str(row["trial"]), row["label"], *values, _number(row["minutes"], 1)))
     return rows
+
+
+def _measures(sweep: SweepResult) -> list[tuple[str, str, int]]:
+    """Key, title and digits of what is shown of each trial: what the search is after, and what one asks beside it."""
+    usual = {"val/AP50": ("AP50", 3), "val/AP75": ("AP75", 3), "time/images_per_s": ("img/s", 0)}
+    wanted = [(key, key, usual.get(key, ("", 3))[1]) for key in sweep.goal.metrics]
+    return wanted + [(key, *shown) for key, shown in usual.items() if key not in sweep.goal.metrics]
 
 
 def terminal_table(sweep: SweepResult) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
-    for column in _columns(sweep):
+    for column in columns(sweep):
         settings = column == "settings"
         table.add_column(column, justify="left" if settings else "right", no_wrap=not settings)
     for row in ranking(sweep):
@@ -69,7 +94,7 @@ def write(sweep: SweepResult, tracker: Tracker, folder: Path) -> Path:
         run.log_file(path, "figures")
         figures_written.append(path.name)
         images.append((caption, base64.b64encode(path.read_bytes()).decode()))
-    note.write(sweep, tracker, verdict(sweep), ranking(sweep), figures_written)
+    note.write(sweep, tracker, verdict(sweep), [columns(sweep), *ranking(sweep)], figures_written)
     page = folder / "index.html"
     page.write_text(_page(sweep, images, tracker))
     table = folder / "ranking.csv"
@@ -99,7 +124,7 @@ def _page(sweep: SweepResult, images: list[tuple[str, str]], tracker: Tracker) -
         sweep=sweep,
         counts=counts,
         verdict=verdict(sweep),
-        columns=_columns(sweep),
+        columns=columns(sweep),
         rows=list(zip(sweep.trials["run_id"], ranking(sweep), strict=True)),
         run_link=run_link(tracker.uri, tracker.experiment_id),
         view=link(tracker.uri, tracker.experiment_id, sweep.key),
@@ -110,9 +135,12 @@ def _page(sweep: SweepResult, images: list[tuple[str, str]], tracker: Tracker) -
     )
 
 
-def _columns(sweep: SweepResult) -> tuple[str, ...]:
-    return tuple(sweep.objective if column == "val/AP" else column for column in COLUMNS)
+def columns(sweep: SweepResult) -> tuple[str, ...]:
+    """Of the ranking."""
+    return ("rank", "trial", "settings", *(title for _, title, _ in _measures(sweep)), "min")
 
 
 def _number(value: Any, digits: int = 3) -> str:
-    return "" if value != value or value is None else f"{value:.{digits}f}"
+    if value is None or value != value:
+        return ""
+    return f"{value:.{digits}f}" if abs(value) < 1000 else f"{value:,.0f}"

@@ -8,6 +8,7 @@ import pandas as pd
 
 from ghm.secrets import hidden
 from ghm.tracking import Record, Tracker
+from sweeps.goal import Goal
 from sweeps.states import State
 
 CHANCE, BATCH = "val/chance_AP50", "batch_size"  # params, as they are of the data and of the settings
@@ -17,20 +18,37 @@ Curves = dict[str, dict[int, list[tuple[int, float]]]]
 @dataclass(frozen=True)
 class SweepResult:
     """`trials`: a row for each ended trial, best first, with `trial`, `label`, `state`, `minutes`, the
-    swept `keys` and the last value of every metric. `curves`: (epoch, value) by metric and trial."""
+    swept `keys`, the last value of every metric, and `allowed`, whether it keeps all bounds. `curves`: (epoch, value)
+    by metric and trial, of the first objective."""
 
     name: str
     run_id: str  # of the sweep itself
     key: str  # of its record
-    objective: str
+    goal: Goal
     keys: list[str]
     trials: pd.DataFrame
     curves: Curves
     about: dict[str, str]  # when, by whom, on what, by which command
 
     @property
+    def objective(self) -> str:
+        """The first one, by which trials are ordered."""
+        return self.goal.objectives[0]
+
+    @property
     def done(self) -> pd.DataFrame:
         return self.trials[(self.trials["state"] == State.DONE) & self.trials[self.objective].notna()]
+
+    @property
+    def allowed(self) -> pd.DataFrame:
+        """Those that count: done, and within all bounds."""
+        return self.done[self.done["allowed"]]
+
+    @property
+    def front(self) -> list[int]:
+        """The trials that no other beats in all objectives, best in the first one first."""
+        values = self.allowed[list(self.goal.objectives)].itertuples(index=False, name=None)
+        return self.goal.front(dict(zip(self.allowed["trial"], values, strict=True)))
 
     @property
     def group(self) -> str | None:
@@ -52,10 +70,10 @@ class SweepResult:
     @property
     def learned(self) -> bool:
         """Whether the best trial's boxes beat chance."""
-        return bool(len(self.done)) and float(self.done["val/AP50"].iloc[0]) > self.chance
+        return bool(len(self.done)) and float(self.done["val/AP50"].max()) > self.chance
 
 
-def load(tracker: Tracker, name: str, key: str | None = None, maximize: bool = True) -> SweepResult:
+def load(tracker: Tracker, name: str, key: str | None = None) -> SweepResult:
     """Read a sweep from the tracker, by the key of its record, or by its name where this tells which it is.
 
     ValueError when the tracker holds none of this name, several, or one without trials.
@@ -68,7 +86,11 @@ def load(tracker: Tracker, name: str, key: str | None = None, maximize: bool = T
     if len(found) > 1:
         raise ValueError(f"{where} holds {len(found)} sweeps of this name; report where it was run, in its `runs`")
     [parent] = found
-    objective = parent.data.tags["sweep.objective"]
+    tags = parent.data.tags
+    bounds = json.loads(tags.get("sweep.bounds", "{}"))
+    # Older sweeps do not say their direction, and were all of AP.
+    goal = Goal.of(tags["sweep.objective"].split(","), tags.get("sweep.direction", "maximize").split(","), **bounds)
+    objective = goal.objectives[0]
     rows: list[dict[str, object]] = []
     curves: Curves = {objective: {}}
     keys: dict[str, None] = {}  # in order of appearance
@@ -88,14 +110,17 @@ def load(tracker: Tracker, name: str, key: str | None = None, maximize: bool = T
             of_trial[trial] = tracker.history(run.info.run_id, metric)
     if not rows:
         raise ValueError(f"hydra.sweeper.study_name={name}: no trial of this sweep has ended; run it on")
-    columns = ["trial", "state", objective, "val/AP50", "val/AP75", CHANCE, BATCH, "time/images_per_s"]
+    columns = ["trial", "state", *goal.metrics, "val/AP50", "val/AP75", CHANCE, BATCH, "time/images_per_s"]
     trials = pd.DataFrame(rows).reindex(columns=list(dict.fromkeys([*columns, *pd.DataFrame(rows).columns])))
-    trials = trials.sort_values(objective, ascending=not maximize, na_position="last").reset_index(drop=True)
+    trials["allowed"] = [not any(one > 0 for one in goal.violations(row)) for row in trials.to_dict("records")]
+    last = trials[objective].isna() * 2 + ~trials["allowed"]  # without a value; and before those, what breaks a bound
+    order = trials.assign(last=last).sort_values(["last", objective], ascending=[True, goal.ascending]).index
+    trials = trials.loc[order].reset_index(drop=True)
     return SweepResult(
         name,
         parent.info.run_id,
         parent.data.tags["ghm.key"],
-        objective,
+        goal,
         list(keys),
         trials,
         curves,

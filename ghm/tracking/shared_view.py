@@ -20,12 +20,15 @@ COLUMNS = ("val/AP", "val/AP50", "val/AP75", "time/images_per_s")
 OTHERS = ("val", "train", "time")  # what MLflow calls the sections that it adds; ours stands before them
 
 
-def shared_view(key: str, name: str, objective: str, swept: Sequence[str], group: str | None, maximize: bool) -> str:
+def shared_view(
+    key: str, name: str, objectives: Sequence[str], swept: Sequence[str], group: str | None, ascending: bool
+) -> str:
     """The content of the tag `TAG + key`, for the sweep whose record has this key.
 
-    `swept`: keys; `group`: the one by whose values the curves are averaged, with a band, if any.
+    `swept`: keys; `group`: the one by whose values the curves are averaged, with a band, if any; `ascending` says that
+    the smallest value of the first objective comes first.
     """
-    packed = zlib.compress(json.dumps(_state(key, objective, swept, group, maximize)).encode(), 9)
+    packed = zlib.compress(json.dumps(_state(key, objectives, swept, group, ascending)).encode(), 9)
     now = int(time.time() * 1000)
     state = f"deflate;{base64.b64encode(packed).decode()}"
     return json.dumps({"name": name, "createdAt": now, "updatedAt": now, "state": state})
@@ -46,19 +49,23 @@ def _runs(uri: str, experiment: str) -> str:
     return f"{server}/#/experiments/{experiment}/runs"
 
 
-def _state(key: str, objective: str, swept: Sequence[str], group: str | None, maximize: bool) -> dict[str, Any]:
-    charts = [_curve(name) for name in dict.fromkeys((objective, *CURVES))]
-    charts += [_chart("BAR", f"bar-{objective}", metricKey=objective, displayName=f"{objective}, last epoch")]
+def _state(
+    key: str, objectives: Sequence[str], swept: Sequence[str], group: str | None, ascending: bool
+) -> dict[str, Any]:
+    objective, *others = objectives
+    charts = [_against(objective, other) for other in others]
+    charts += [_curve(name) for name in dict.fromkeys((objective, *CURVES))]
+    charts += [_chart("BAR", f"bar-{name}", metricKey=name, displayName=f"{name}, last epoch") for name in objectives]
     if len(swept) > 1:
-        charts.append(_chart("PARALLEL", "parallel", selectedParams=list(swept), selectedMetrics=[objective]))
+        charts.append(_chart("PARALLEL", "parallel", selectedParams=list(swept), selectedMetrics=list(objectives)))
     sections = [("ours", "Objective", True), *((name, name, False) for name in OTHERS)]
     return {
         "searchFilter": f"tags.`ghm.key` LIKE '{key}-%'",
         "orderByKey": _column("metrics", objective),
-        "orderByAsc": not maximize,
+        "orderByAsc": ascending,
         "selectedColumns": [
             *(_column("params", one) for one in swept),
-            *(_column("metrics", one) for one in dict.fromkeys((objective, *COLUMNS))),
+            *(_column("metrics", one) for one in dict.fromkeys((*objectives, *COLUMNS))),
             _column("tags", "sweep.state"),
         ],
         "groupBy": group and {"aggregateFunction": "average", "groupByKeys": [{"mode": "param", "groupByData": group}]},
@@ -87,6 +94,12 @@ def _curve(metric: str) -> dict[str, Any]:
         useGlobalXaxisKey=True,
         useGlobalLineSmoothing=True,
     )
+
+
+def _against(one: str, other: str) -> dict[str, Any]:
+    """A point a run."""
+    axes = {name: {"key": key, "type": "METRIC"} for name, key in (("xaxis", other), ("yaxis", one))}
+    return _chart("SCATTER", f"scatter-{one}-{other}", displayName=f"{one} over {other}", **axes)
 
 
 def _chart(kind: str, uuid: str, **settings: Any) -> dict[str, Any]:

@@ -29,16 +29,16 @@ def report(config: DictConfig) -> None:
     tracker = Tracker.open(config.tracking.uri, config.tracking.experiment, config.runs)
     settings = config.hydra.sweeper
     folder = Path(config.hydra.sweep.dir).resolve()
-    result = sweep.load(tracker, settings.study_name, Spool(folder).key, settings.direction == "maximize")
+    result = sweep.load(tracker, settings.study_name, Spool(folder).key)
     path = page.write(result, tracker, folder / "report")
     console = Console()
     console.print(page.terminal_table(result))
     number = OmegaConf.select(config, "table")
     if number is not None:
         _beside_the_paper(published.table(number, result), result, tracker, folder / "report")
-    maximize = settings.direction == "maximize"
+    goal = result.goal
     tracker.share(
-        result.key, shared_view(result.key, result.name, result.objective, result.keys, result.group, maximize)
+        result.key, shared_view(result.key, result.name, goal.objectives, result.keys, result.group, goal.ascending)
     )
     where = [f"Page:      {path}", f"MLflow UI: {link(tracker.uri, tracker.experiment_id, result.key)}"]
     if tracker.local:

@@ -47,7 +47,7 @@ def served(tmp_path_factory) -> Iterator[tuple[str, sweep.SweepResult, str]]:
 def record(tracker: Tracker, folder: Path) -> None:
     top = Spool(folder / "s")
     top.start("rates", SWEEP, key="rates")
-    top.share("rates", shared_view("rates", "rates", "val/AP", ["loss", "seed"], "loss", True))
+    top.share("rates", shared_view("rates", "rates", ["val/AP"], ["loss", "seed"], "loss", False))
     spools = [top]
     for number, (loss, seed) in enumerate((loss, seed) for loss in ("ghm", "focal") for seed in range(3)):
         spool, params = Spool(folder / "s" / str(number)), {"loss": loss, "seed": seed}

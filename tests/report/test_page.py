@@ -19,6 +19,8 @@ TRIALS = [  # params, AP per epoch, state
     ({"loss": "ghm", "loss.cls.bins": 7}, [], "failed"),
 ]
 
+SPEED = [150.0, 100.0, 90.0, 100.0, 100.0]
+
 
 @pytest.fixture
 def tracker() -> Tracker:
@@ -28,15 +30,16 @@ def tracker() -> Tracker:
 SWEEP = {"sweep.name": "s", "sweep.kind": "sweep", "sweep.objective": "val/AP"}
 
 
-def record(tracker: Tracker, chance: float = 0.01) -> None:
-    Spool(Path("s")).start("s", SWEEP, key="s")
+def record(tracker: Tracker, chance: float = 0.01, **about: str) -> None:
+    Spool(Path("s")).start("s", SWEEP | about, key="s")
     for number, (params, curve, state) in enumerate(TRIALS):
         label = " ".join(f"{key.split('.')[-1]}={value}" for key, value in params.items())
         run = Spool(Path("s") / str(number))
         run.start(f"{label} #{number}", {"sweep.trial": number, "sweep.params": json.dumps(params)}, parent="s")
         run.log_params({"val/chance_AP50": chance})
         for epoch, value in enumerate(curve, start=1):
-            metrics = {"val/AP": value, "val/AP50": 1.5 * value, "val/AP75": 0.5 * value, "time/images_per_s": 100.0}
+            metrics = {"val/AP": value, "val/AP50": 1.5 * value, "val/AP75": 0.5 * value}
+            metrics["time/images_per_s"] = SPEED[number]
             run.log_metrics(metrics, step=epoch)
         if state == "failed":
             run.set_tags({"error": "Traceback ...\nRuntimeError: <b>out of memory</b>"})
@@ -54,8 +57,42 @@ def test_the_ranking_is_by_objective_and_tells_states_apart(tracker):
 
 
 def test_a_minimized_objective_ranks_the_other_way(tracker):
-    record(tracker)
-    assert sweep.load(tracker, "s", maximize=False).done.iloc[0]["label"] == "loss=ghm bins=30"
+    record(tracker, **{"sweep.direction": "minimize"})
+    assert sweep.load(tracker, "s").done.iloc[0]["label"] == "loss=ghm bins=30"
+
+
+TWO = {"sweep.objective": "val/AP,time/images_per_s", "sweep.direction": "maximize,maximize"}
+
+
+def test_of_two_objectives_the_front_is_marked_everywhere(tracker):
+    record(tracker, **TWO)
+    result = sweep.load(tracker, "s")
+    assert result.front == [1, 0]  # trial 2 is neither better nor faster than trial 1
+    assert page.columns(result)[3:] == ("val/AP", "time/images_per_s", "AP50", "AP75", "min")
+    rows = page.ranking(result)
+    assert [row[0] for row in rows] == ["1 front", "2", "3 front", "pruned", "failed"]
+    assert rows[2][3:5] == ("0.300", "150")
+    verdict = page.verdict(result)
+    assert verdict.startswith("2 of 3 trials are on the Pareto front")
+    assert (
+        "largest val/AP 0.400 (loss=focal gamma=1.5), largest time/images_per_s 150.000 (loss=ghm bins=30)" in verdict
+    )
+    text = page.write(result, tracker, Path("report")).read_text()
+    assert "<figcaption>val/AP over time/images_per_s: the Pareto front</figcaption>" in text
+    run = tracker.client.get_run(result.run_id)
+    assert run.data.metrics == {"val/AP": 0.4, "time/images_per_s": 100.0}
+    assert run.data.tags["front.trials"] == "1,0"
+    assert "|rank|run|val/AP|time/images_per_s|AP50|AP75|min|" in run.data.tags["mlflow.note.content"]
+
+
+def test_a_trial_that_breaks_a_bound_is_shown_and_not_chosen(tracker):
+    record(tracker, **{"sweep.bounds": json.dumps({"at_least": {"time/images_per_s": 120}})})
+    result = sweep.load(tracker, "s")
+    assert [row[0] for row in page.ranking(result)] == ["1", "out of bounds", "out of bounds", "pruned", "failed"]
+    assert page.verdict(result).startswith("Best: loss=ghm bins=30 with val/AP 0.300")
+    record_none = {"sweep.bounds": json.dumps({"at_most": {"time/images_per_s": 1}}), "sweep.name": "none"}
+    Spool(Path("none")).start("none", SWEEP | record_none, key="none")
+    assert result.allowed["trial"].to_list() == [0]
 
 
 def test_the_verdict_names_the_best_of_each_loss_and_asks_for_seeds(tracker):
@@ -116,7 +153,7 @@ def test_a_ranking_too_long_for_a_note_is_cut(tracker, monkeypatch):
     monkeypatch.setattr("ghm.report.note.MOST", 2)
     record(tracker)
     result = sweep.load(tracker, "s")
-    text = note.note(result, "1", "verdict", page.ranking(result), [])
+    text = note.note(result, "1", "verdict", [page.columns(result), *page.ranking(result)], [])
     assert text.count("#/experiments/1/runs/") == 2
     assert "and 3 more" in text
 

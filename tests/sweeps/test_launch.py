@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from ghm.tracking import Tracker
 from sweeps.controller import SweepFailed
 from sweeps.draw import Search
+from sweeps.goal import Goal
 from sweeps.grammar import parse
 from sweeps.launch import Incomplete, Sweep, run_sweep
 from sweeps.slots import Resources
@@ -18,11 +19,11 @@ from tests.sweeps.toy import LOADER, parabola
 pytestmark = pytest.mark.usefixtures("cluster")
 
 
-def sweep(*arguments: str, pruner=None, seconds: float = 0, **changes) -> float | None:
+def sweep(*arguments: str, pruner=None, seconds: float = 0, task=parabola, returns=2, **changes):
     runs = changes.get("runs", Path("runs").resolve())
     tracker = changes.pop("tracker", None) or Tracker.open(None, "toy", str(runs))
-    settings = {"name": "toy", "folder": runs / "sweeps" / "toy", "runs": runs, "objective": "value"}
-    settings |= {"direction": "maximize", "n_trials": 4, "n_jobs": 2, "max_failure_rate": 0.0}
+    settings = {"name": "toy", "folder": runs / "sweeps" / "toy", "runs": runs}
+    settings |= {"goal": Goal(("value",), ("maximize",)), "n_trials": 4, "n_jobs": 2, "max_failure_rate": 0.0}
     settings |= {"storage": None, "resources": Resources(0.5, 0), "backoff": 0.1, "lease": 1} | changes
     first = settings.pop("first", [])
 
@@ -30,12 +31,13 @@ def sweep(*arguments: str, pruner=None, seconds: float = 0, **changes) -> float 
         if params["x"] == 99:
             raise ValueError("x=99: cannot be")
         own = {"dir": str(runs / "sweeps" / "toy" / f"{number:04d}"), "trial": number, "seconds": seconds, "x": 0}
+        own |= {"returns": returns}
         return own | params | {"hub": context["hub"], "attempt": context["attempt"]}
 
     return run_sweep(
         Sweep(**settings),
         search(*(arguments or ["x=interval(0.0,2.0)"]), pruner=pruner, first=first),
-        parabola,
+        task,
         compose,
         tracker,
     )
@@ -236,7 +238,7 @@ def test_a_free_slot_is_refilled_while_a_long_trial_runs():
     before, sweeps.launch.View = sweeps.launch.View, Recorder
     try:
         run_sweep(
-            Sweep("toy", runs / "toy", runs, "maximize", 6, 2, None, 0.0, Resources(0.5, 0), "value"),
+            Sweep("toy", runs / "toy", runs, Goal(("value",), ("maximize",)), 6, 2, None, 0.0, Resources(0.5, 0)),
             search("x=0,1,2,3,4,5"),
             parabola,
             compose,

@@ -13,6 +13,7 @@ from optuna_dashboard import get_note, save_note
 
 from sweeps import ledger as ledgers
 from sweeps.draw import Search
+from sweeps.goal import Goal
 from sweeps.grammar import parse
 from sweeps.ledger import Ledger
 from sweeps.states import State
@@ -37,7 +38,7 @@ def search(*arguments, first=(), sampler=None):
 def opened(storage, searched, name="s"):
     study = ledgers.find(storage, name)
     if study is None:
-        study = ledgers.create(storage, name, "maximize", Path("nowhere"))
+        study = ledgers.create(storage, name, ["maximize"], Path("nowhere"))
     return Ledger(study, searched.pruner)
 
 
@@ -65,7 +66,7 @@ def test_a_trial_is_stored_as_it_lives(storage):
         ledger.start(number)
     ledger.report(0, 1, 0.25)
     ledger.report(0, 1, 0.5)  # said again: the first stands
-    ledger.end(0, State.DONE, 0.25)
+    ledger.end(0, State.DONE, (0.25,))
     ledger.end(1, State.FAILED, error="Traceback\nE: no", spent=True)
     ledger.requeue(2, 2)
     assert [trial.state for trial in stored(storage)] == [TrialState.COMPLETE, TrialState.FAIL, TrialState.WAITING]
@@ -199,7 +200,7 @@ def test_failed_trials_are_queued_again_and_others_are_not(storage):
     for number in range(3):
         ledger.start(number)
         ledger.report(number, 1, 0.5)
-    ledger.end(0, State.DONE, 1.0)
+    ledger.end(0, State.DONE, (1.0,))
     ledger.end(1, State.FAILED, error="E: no", spent=True)
     ledger.end(2, State.FAILED, error="E: no")
     study = ledgers.find(storage, "s")
@@ -221,18 +222,18 @@ def test_a_finite_space_that_was_begun_with_fewer_trials_is_completed(storage):
 
 
 def test_a_study_of_another_space_or_direction_is_left_alone(storage):
-    study = ledgers.create(storage, "s", "maximize", Path("nowhere"))
-    ledgers.claim(study, search("x=0,1").space, "maximize")
-    ledgers.claim(study, search("x=0,1").space, "maximize")
+    study = ledgers.create(storage, "s", ["maximize"], Path("nowhere"))
+    ledgers.claim(study, search("x=0,1").space, Goal(("value",), ("maximize",)))
+    ledgers.claim(study, search("x=0,1").space, Goal(("value",), ("maximize",)))
     for space, direction in (("x=0,2", "maximize"), ("x=0,1", "minimize")):
         with pytest.raises(ValueError, match="study_name=s: holds a sweep over another space"):
-            ledgers.claim(study, search(space).space, direction)
+            ledgers.claim(study, search(space).space, Goal(("value",), (direction,)))
 
 
 def test_trials_of_another_study_are_not_taken_for_a_new_ones(storage, tmp_path):
     (tmp_path / "0000").mkdir()
     with pytest.raises(ValueError, match="holds trials that the study's storage does not know"):
-        ledgers.create(storage, "s", "maximize", tmp_path)
+        ledgers.create(storage, "s", ["maximize"], tmp_path)
     assert ledgers.find(storage, "s") is None
 
 

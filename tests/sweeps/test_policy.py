@@ -17,9 +17,9 @@ def trial(number=0, state=State.RUNNING, **about) -> Trial:
 @pytest.mark.parametrize(
     ("attempt", "end", "told", "becomes"),
     [
-        (1, End(value=0.5), Answer.GO_ON, Change(State.DONE, 1, value=0.5)),
-        (2, End(value=0.5), Answer.PRUNE, Change(State.PRUNED, 2, value=0.5)),
-        (2, End(value=0.5), Answer.DRAIN, Change(State.QUEUED, 2)),
+        (1, End(values=(0.5,)), Answer.GO_ON, Change(State.DONE, 1, values=(0.5,))),
+        (2, End(values=(0.5,)), Answer.PRUNE, Change(State.PRUNED, 2, values=(0.5,))),
+        (2, End(values=(0.5,)), Answer.DRAIN, Change(State.QUEUED, 2)),
         (1, End(error="Traceback\nE: no"), Answer.GO_ON, Change(State.FAILED, 1, error="Traceback\nE: no")),
         (1, End(lost="killed"), Answer.GO_ON, Change(State.QUEUED, 2, error="killed", wait=5)),
         (2, End(lost="killed"), Answer.DRAIN, Change(State.QUEUED, 3, error="killed", wait=10)),
@@ -31,7 +31,7 @@ def trial(number=0, state=State.RUNNING, **about) -> Trial:
         ),
         (
             1,
-            End(value=float("nan")),
+            End(values=(float("nan"),)),
             Answer.GO_ON,
             Change(State.FAILED, 1, error="its objective is not a number (nan)"),
         ),

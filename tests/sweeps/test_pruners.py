@@ -37,13 +37,13 @@ def trained(ledger, number, values):
         if epoch < EPOCHS and ledger.prunes(number):
             ledger.end(number, State.PRUNED)
             return epoch
-    ledger.end(number, State.DONE, value)
+    ledger.end(number, State.DONE, (value,))
     return EPOCHS
 
 
 @pytest.mark.parametrize("name", PRUNERS)
 def test_a_hopeless_trial_is_stopped_early_and_the_best_is_not(name, tmp_path):
-    study = create(open_storage(f"sqlite:///{tmp_path}/optuna.db", tmp_path), "s", "maximize", tmp_path)
+    study = create(open_storage(f"sqlite:///{tmp_path}/optuna.db", tmp_path), "s", ["maximize"], tmp_path)
     ledger = Ledger(study, offered(name))
     usual = [curve(0.30 + 0.01 * (number * 7 % 10)) for number in range(10)]
     for number, values in enumerate([*usual, FALLING, curve(0.5)]):

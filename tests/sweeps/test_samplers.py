@@ -44,7 +44,7 @@ def drawn(folder, name, seed, killed=False, trials=TRIALS, space=CONTINUOUS):
     """The points of a sweep of one slot; `killed`: its controller is replaced after every trial."""
     folder.mkdir()
     storage = open_storage(f"sqlite:///{folder}/optuna.db", folder)
-    study = ledgers.create(storage, "s", "maximize", folder)
+    study = ledgers.create(storage, "s", ["maximize"], folder)
     for number in range(trials):
         if killed or number == 0:
             searched = search(name, seed, space)
@@ -53,7 +53,7 @@ def drawn(folder, name, seed, killed=False, trials=TRIALS, space=CONTINUOUS):
         trial = ledger.queue(searched.draw(ledger, trials))
         ledger.start(number)
         x, y = trial.params["x"], trial.params["y"]
-        ledger.end(number, State.DONE, 1 - (x - 0.3) ** 2 - (y - 0.8) ** 2)
+        ledger.end(number, State.DONE, (1 - (x - 0.3) ** 2 - (y - 0.8) ** 2,))
     return [trial.params for trial in ledger.trials]
 
 

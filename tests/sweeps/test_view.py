@@ -6,6 +6,7 @@ import pytest
 from rich.console import Console
 
 from sweeps import view
+from sweeps.goal import Goal
 from sweeps.view import View
 
 
@@ -19,7 +20,9 @@ def clock(monkeypatch):
 
 def test_a_long_silence_is_broken_by_the_epochs_of_what_runs(clock):
     log = io.StringIO()
-    with View("s", "val/AP", 4, console=Console(file=log, width=200), _begun=0.0, _said=0.0) as shown:
+    with View(
+        "s", Goal(("val/AP",), ("maximize",)), 4, console=Console(file=log, width=200), _begun=0.0, _said=0.0
+    ) as shown:
         shown.started(0, "loss=ghm")
         shown.started(1, "loss=focal")
         for epoch in (1, 2, 3):

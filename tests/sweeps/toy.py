@@ -45,12 +45,12 @@ def with_failures(name: str, count: int) -> None:
     folder, storage = Path("runs/sweeps") / name, open_storage(None, Path("runs"))
     space = parse([f"seed=range(0,{count})"], {}, {}, LOADER)
     search = Search(space, lambda number, again: optuna.samplers.RandomSampler(), optuna.pruners.NopPruner())
-    ledger = Ledger(ledgers.create(storage, name, "maximize", folder))
+    ledger = Ledger(ledgers.create(storage, name, ["maximize"], folder))
     for number in range(count):
         ledger.queue(search.draw(ledger, count))
         ledger.start(number)
         Spool(folder / f"{number:04d}").start("run", {})
-        state, value = (State.FAILED, None) if number else (State.DONE, 0.5)
+        state, value = (State.FAILED, ()) if number else (State.DONE, (0.5,))
         ledger.end(number, state, value, error="the disk is full" if number else "", spent=bool(number))
         Spool(folder / f"{number:04d}").finish(state)
 
@@ -86,3 +86,11 @@ def visible_gpus(config: dict[str, object]) -> dict[str, object]:
     values: list[object] = [None] * dist.get_world_size()
     dist.all_gather_object(values, (os.environ["CUDA_VISIBLE_DEVICES"], ray.get_gpu_ids()))
     return {"seen": values, "backend": dist.get_backend()}
+
+
+def reach_and_cost(cfg: DictConfig) -> tuple[float, ...]:
+    """A task of two objectives, of which it returns as many as `returns` says; reach 3 is dear."""
+    reach, cost = float(cfg.x), 20.0 if cfg.x == 3 else float(cfg.x) ** 2
+    hub = ray.get_actor(cfg.hub)
+    ray.get(hub.report.remote(cfg.trial, cfg.attempt, 1, 1, reach, {"reach": reach, "cost": cost}))
+    return (reach, cost)[: cfg.get("returns", 2)]

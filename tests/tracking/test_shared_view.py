@@ -20,7 +20,7 @@ def state(text: str) -> dict:
 
 
 def test_it_holds_the_trials_of_one_sweep_by_objective_with_its_curves_first():
-    view = state(shared_view("abc", "rates", "val/AP50", ["loss", "optimizer.lr"], "loss", True))
+    view = state(shared_view("abc", "rates", ["val/AP50"], ["loss", "optimizer.lr"], "loss", False))
     assert view["searchFilter"] == "tags.`ghm.key` LIKE 'abc-%'"
     assert (view["orderByKey"], view["orderByAsc"]) == ("metrics.`val/AP50`", False)
     assert view["selectedColumns"][:4] == [
@@ -37,21 +37,21 @@ def test_it_holds_the_trials_of_one_sweep_by_objective_with_its_curves_first():
 
 @pytest.mark.parametrize("swept", [["seed"], []])
 def test_without_names_to_compare_each_trial_has_its_own_curve(swept):
-    view = state(shared_view("abc", "s", "val/AP", swept, None, False))
+    view = state(shared_view("abc", "s", ["val/AP"], swept, None, True))
     assert view["groupBy"] is None
     assert view["orderByAsc"]
 
 
 def test_it_fits_into_a_tag_of_an_experiment():
     swept = [f"some.long.key.of.a.setting.number.{number}" for number in range(30)]
-    assert len(shared_view("a" * 32, "s" * 100, "val/AP", swept, swept[0], True)) < 5000
+    assert len(shared_view("a" * 32, "s" * 100, ["val/AP"], swept, swept[0], False)) < 5000
 
 
 def test_it_is_sent_with_the_record_and_found_by_the_link(tmp_path):
     tracker = Tracker.open(None, "test", str(tmp_path / "runs"))
     spool = Spool(tmp_path / "s")
     spool.start("s", {}, key="abc")
-    spool.share("abc", shared_view("abc", "s", "val/AP", ["loss"], "loss", True))
+    spool.share("abc", shared_view("abc", "s", ["val/AP"], ["loss"], "loss", False))
     send(spool.folder, tracker)
     tags = tracker.client.get_experiment(tracker.experiment_id).tags
     assert state(tags["mlflow.sharedViewState.abc"])["searchFilter"] == "tags.`ghm.key` LIKE 'abc-%'"

@@ -1,8 +1,9 @@
 """Hydra's face of the sweep engine. Hydra imports this at every start, so it imports little itself."""
 
-import inspect
 import json
 import random
+import warnings
+from inspect import signature, unwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from hydra.utils import get_method, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 if TYPE_CHECKING:
+    from sweeps.goal import Values
     from sweeps.launch import Sweep
 
 
@@ -29,21 +31,24 @@ class GHMSweeper(Sweeper):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.loader, self.master = hydra_context.config_loader, config
-        self.task = inspect.unwrap(task_function)  # without what the command line wrapped around it
+        self.task = unwrap(task_function)  # without what the command line wrapped around it
 
-    def sweep(self, arguments: list[str]) -> float | None:
-        """Check, then run or continue the sweep; its best value, if any trial has one."""
+    def sweep(self, arguments: list[str]) -> "float | Values | None":
+        """Check, then run or continue the sweep; what `run_sweep` returns."""
+        import optuna
+
         from ghm import choices
         from ghm.provenance import command, record
         from ghm.tracking import Spool, Tracker
         from sweeps.composer import Composer
         from sweeps.conditional import widen
         from sweeps.controller import SweepFailed
-        from sweeps.draw import Search
+        from sweeps.draw import Search, refuse_unfit
         from sweeps.grammar import parse
         from sweeps.launch import Incomplete, run_sweep
         from sweeps.space import title
 
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
         settings, tracking = self.settings, self.master.tracking
         sweep = self._sweep()
         composer = Composer(self.loader, self.master)
@@ -52,6 +57,7 @@ class GHMSweeper(Sweeper):
             space = widen(space, settings.search, composer)
         sampler = self._make_sampler(0, 0)  # first, so that a mistake is seen before anything is made
         pruner = self._made("pruner")
+        refuse_unfit(sweep.goal, self._make_sampler(0, 0), pruner)
         check = get_method(settings.check)
         for probe in space.probes():
             check(composer.compose(space.overrides(probe)))
@@ -87,6 +93,7 @@ class GHMSweeper(Sweeper):
     def _sweep(self) -> "Sweep":
         from ghm.job import group_sizes
         from sweeps.budget import Budget
+        from sweeps.goal import Goal
         from sweeps.launch import Sweep
         from sweeps.slots import Resources
 
@@ -97,16 +104,22 @@ class GHMSweeper(Sweeper):
             name=str(settings.study_name),
             folder=Path(self.master.hydra.sweep.dir).resolve(),
             runs=Path(self.master.runs),
-            direction=settings.direction,
+            goal=Goal.of(
+                self.master.objective,
+                settings.direction,
+                **{key: dict(settings[key] or {}) for key in ("at_most", "at_least")},
+            ),
             n_trials=settings.n_trials,
             n_jobs=settings.n_jobs,
             storage=settings.storage,
             max_failure_rate=settings.max_failure_rate,
             resources=Resources(settings.slot.cpus, settings.slot.gpus, *group),
-            objective=self.master.objective,
             budget=Budget(**settings.budget),
             **{key: settings[key] for key in ("max_attempts", "backoff", "patience", "lease")},
         )
+
+    def _bounded(self) -> bool:
+        return bool(self.settings.at_most or self.settings.at_least)
 
     def _make_sampler(self, number: int, again: int) -> Any:
         seed = OmegaConf.select(self.settings, "sampler.seed")
@@ -117,6 +130,10 @@ class GHMSweeper(Sweeper):
 
     def _made(self, part: str, **changes: Any) -> Any:
         """The sampler or the pruner; ValueError where there is none of that name, or its keys do not fit."""
+        from optuna.exceptions import ExperimentalWarning
+
+        from sweeps.ledger import violations
+
         settings = self.settings[part]
         if not isinstance(settings, DictConfig):
             raise ValueError(
@@ -124,7 +141,11 @@ class GHMSweeper(Sweeper):
                 f"write hydra/sweeper/{part}={settings}"
             )
         try:
-            return instantiate(settings, **changes)
+            with warnings.catch_warnings(category=ExperimentalWarning, action="ignore"):
+                made = instantiate(settings, **changes)
+                if part == "sampler" and self._bounded() and "constraints_func" in signature(type(made)).parameters:
+                    made = instantiate(settings, **changes, constraints_func=violations)
+            return made
         except (InstantiationException, ValueError, TypeError) as error:
             reason = " ".join(str(error.__cause__ or error).split())
             raise ValueError(f"hydra.sweeper.{part}._target_={settings._target_}: cannot be made ({reason})") from error
