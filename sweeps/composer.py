@@ -3,12 +3,12 @@
 import copy
 from typing import Any
 
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
 from hydra._internal.config_repository import CachingConfigRepository
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from ghm import own_ranges
 
@@ -28,15 +28,21 @@ class Composer:
 
     def compose(self, overrides: list[str]) -> DictConfig:
         """A job's config without Hydra's own node."""
-        parsed = self._parser.parse_overrides(overrides)
-        cfg = copy.deepcopy(self._of_files(parsed))
-        ConfigLoaderImpl._apply_overrides_to_config([one for one in parsed if not self._chooses(one)], cfg)
-        cfg.hydra.overrides.task = overrides
-        HydraConfig.instance().set_config(cfg)
+        cfg = self._set(overrides)
         OmegaConf.set_struct(cfg, False)
         cfg.pop("hydra")
         OmegaConf.set_struct(cfg, True)
-        own_ranges.take(cfg)
+        return cfg
+
+    def whole(self, overrides: list[str]) -> DictConfig:
+        """A job's config with Hydra's own node, as `run_job` takes it."""
+        cfg = self._set(overrides)
+        parsed = self._parser.parse_overrides(overrides)
+        named = self._master.hydra.job.config.override_dirname
+        with read_write(cfg.hydra), open_dict(cfg.hydra):
+            cfg.hydra.job.override_dirname = get_overrides_dirname(
+                parsed, list(named.exclude_keys), kv_sep=named.kv_sep, item_sep=named.item_sep
+            )
         return cfg
 
     def searched(self, overrides: list[str]) -> dict[str, str]:
@@ -47,6 +53,16 @@ class Composer:
         """Whether a key chooses a file."""
         exists: bool = self._loader.repository.group_exists(key)
         return exists
+
+    def _set(self, overrides: list[str]) -> DictConfig:
+        """A copy in which they are set, which is also what `${hydra:...}` looks at."""
+        parsed = self._parser.parse_overrides(overrides)
+        cfg = copy.deepcopy(self._of_files(parsed))
+        ConfigLoaderImpl._apply_overrides_to_config([one for one in parsed if not self._chooses(one)], cfg)
+        cfg.hydra.overrides.task = overrides
+        HydraConfig.instance().set_config(cfg)
+        own_ranges.take(cfg)
+        return cfg
 
     def _of_files(self, parsed: list[Override]) -> DictConfig:
         """With the files that overrides choose, and nothing else that they say."""

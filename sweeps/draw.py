@@ -52,6 +52,25 @@ class Search:
         tried = {identity(trial.params) for trial in ledger.trials}
         return len(ledger.trials) + len([point for point in points if identity(point) not in tried])
 
+    def show(self, n_trials: int, first: int) -> None:
+        """Print the points of a space of at most `n_trials`, or the first that are drawn of a larger one."""
+        points = self.points(n_trials)
+        if points is None:
+            drawn = min(first, n_trials)
+            print(f"{n_trials} trials, of which the first {drawn} would be, as long as nothing is known of any:")
+            points = [self._drawn(number) for number in range(drawn)]
+        else:
+            print(f"{len(points)} trials:")
+        for number, point in enumerate(points):
+            print(f"  {number}: {' '.join(self.space.overrides(point))}")
+
+    def _drawn(self, number: int) -> Params:
+        given = self.given()
+        study = optuna.create_study(sampler=self.make_sampler(number, 0))
+        if number < len(given):
+            study.enqueue_trial(given[number])
+        return self.space.suggest(study.ask())
+
     def draw(self, ledger: Ledger, n_trials: int) -> int | None:
         """A point that is not in the ledger yet, as a trial of `ledger.memory`; None if there is none left."""
         tried = {identity(trial.params) for trial in ledger.trials}

@@ -5,7 +5,7 @@ import signal
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -82,7 +82,7 @@ class Sweep:
                 )
         self.budget.check(self.resources.total["GPU"])
 
-    def check_fits(self, tracker: Tracker) -> None:
+    def check_fits(self, tracker: Tracker | None) -> None:
         """ValueError where the connected cluster is too small, or has nodes that would not find what others wrote."""
         self.resources.check(self.n_jobs)
         nodes.refuse_file(
@@ -90,10 +90,13 @@ class Sweep:
             self.storage,
             "give that of a PostgreSQL, as postgresql+psycopg2://HOST/NAME, in GHM_STORAGE",
         )
-        nodes.refuse_local_tracking(tracker.uri)
+        if tracker is not None:
+            nodes.refuse_local_tracking(tracker.uri)
 
 
-def run_sweep(sweep: Sweep, search: Search, task: Task, compose: Compose, tracker: Tracker) -> float | Values | None:
+def run_sweep(
+    sweep: Sweep, search: Search, task: Task, compose: Compose, tracker: Tracker | None
+) -> float | Values | None:
     """Run or continue a sweep; the value of its best trial, if any has one, or all values where there are several.
 
     `compose(number, params, label, context)` makes a trial's config; `context` is what the trial has
@@ -126,7 +129,7 @@ def run_sweep(sweep: Sweep, search: Search, task: Task, compose: Compose, tracke
             stack.enter_context(connected())
             sweep.check_fits(tracker)
         sweep.folder.mkdir(parents=True, exist_ok=True)
-        with Sender(tracker, record.folders), _orderly_end(ledger, record):
+        with nullcontext() if tracker is None else Sender(tracker, record.folders), _orderly_end(ledger, record):
             _point(ledger, tracker, sweep, search.space.keys)
             record.begin(sweep.goal, search.space.keys, search.space.group)
             if unfinished and affordable:
@@ -146,9 +149,9 @@ def run_sweep(sweep: Sweep, search: Search, task: Task, compose: Compose, tracke
         return best.values if sweep.goal.several else best.value
 
 
-def _point(ledger: Ledger, tracker: Tracker, sweep: Sweep, keys: Sequence[str]) -> None:
+def _point(ledger: Ledger, tracker: Tracker | None, sweep: Sweep, keys: Sequence[str]) -> None:
     """Have the study say where its sweep is in MLflow, if that is a server and answers."""
-    if not tracker.local:
+    if tracker is not None and not tracker.local:
         with suppress(Away), waiting_at_most(5):
             there = link(tracker.uri, tracker.experiment_id, ledger.key)
             searched = ", ".join(f"`{key}`" for key in keys) or "one point"

@@ -11,7 +11,6 @@ from threading import Event, Thread
 from typing import Any
 
 import ray
-from omegaconf import OmegaConf
 from ray.exceptions import RayError
 from ray.util import remove_placement_group
 from ray.util.placement_group import PlacementGroup
@@ -69,10 +68,10 @@ class Slot:
         # Ray Train looks after the workers of a trial, and shall lose patience no later.
         os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(patience)
 
-    def run(self, task: Task, config: dict[str, Any], trial: int, attempt: int) -> End:
+    def run(self, task: Task, config: Any, trial: int, attempt: int) -> End:
         with self._beating(trial, attempt):
             try:
-                return End(_values(task(OmegaConf.create(config))))
+                return End(_values(task(config)))
             except (Exception, SystemExit) as error:
                 # As text: an exception object may not survive the way back.
                 reason = lost(error)
@@ -144,7 +143,7 @@ class Slots:
             if each
         )
 
-    def start(self, trial: int, attempt: int, task: Task, config: dict[str, Any]) -> None:
+    def start(self, trial: int, attempt: int, task: Task, config: Any) -> None:
         if self._idle:
             slot = self._idle.pop()
         else:

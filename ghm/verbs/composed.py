@@ -38,7 +38,7 @@ def run(task: Callable[[DictConfig], Any], config: str) -> Any:
 
     # Hydra announces an exception of its task in a line of its own before passing it on. A sweep
     # unwraps this and runs the task itself.
-    @functools.wraps(task)
+    @functools.wraps(task)  # with how a sweep is to run it
     def quiet(cfg: DictConfig) -> Any:
         try:
             choices.note(cfg)

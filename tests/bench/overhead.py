@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from tests.bench import rivals
@@ -32,19 +33,10 @@ defaults:
 x: 0.5
 folder: .
 seconds: 0.0
-seed: 0
-cwd: .
-runs: ${folder}/runs
-dir: null
-objective: value
-tracking: {uri: null, experiment: bench}
-scaling: {num_workers: 0, slot: {cpus: 1, gpus: 0}}
-trial: {name: null, trial: null, attempt: null, label: null, params: null, record: null, parent: null, hub: null}
 hydra:
-  searchpath: [file://CONF]
   output_subdir: null
-  sweep: {dir: "${runs}/sweep"}
-  sweeper: {check: tests.bench.overhead.checked, report: tests.bench.overhead.reported}
+  sweep: {dir: "${folder}/sweep"}
+  sweeper: {runs: "${folder}/runs", seed: 0}
 """
 
 
@@ -52,26 +44,17 @@ def task(cfg: DictConfig) -> float:
     rivals.started(cfg.folder)
     seconds = cfg.seconds
     if seconds < 0:  # in turns
-        seconds = SHORT if cfg.trial.trial % 2 == 0 else LONG
+        seconds = SHORT if HydraConfig.get().job.num % 2 == 0 else LONG
     time.sleep(seconds)
     with open(Path(cfg.folder) / "ends", "a") as file:
         file.write(f"{time.time()}\n")
     return (cfg.x - 1) ** 2
 
 
-def checked(cfg: DictConfig) -> None:
-    """Nothing can be wrong with it."""
-
-
-def reported(cfg: DictConfig, gaps: Exception | None) -> None:
-    """Nothing is shown of it."""
-
-
 def ours(folder: Path, trials: int, jobs: int, seconds: float) -> None:
     """A sweep of `task`, with the times of its parts taken."""
     import hydra
 
-    from ghm.paths import CONF
     from sweeps import launch
     from sweeps.draw import Search
     from sweeps.ledger import Ledger
@@ -94,7 +77,7 @@ def ours(folder: Path, trials: int, jobs: int, seconds: float) -> None:
         return run(sweep, search, work, lambda *given: holder.compose(*given), tracker)
 
     launch.run_sweep = timed_compose
-    (folder / "config.yaml").write_text(CONFIG.replace("CONF", str(CONF)))
+    (folder / "config.yaml").write_text(CONFIG)
     sys.argv = ["ours", "-m", "x=interval(0.0,2.0)", f"folder={folder}", f"seconds={seconds}"]
     sys.argv += [f"hydra.sweeper.n_trials={trials}", f"hydra.sweeper.n_jobs={jobs}", "hydra.sweeper.study_name=s"]
     hydra.main(config_path=str(folder), config_name="config", version_base="1.3")(importable)()

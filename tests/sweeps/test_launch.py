@@ -32,7 +32,7 @@ def sweep(*arguments: str, pruner=None, seconds: float = 0, task=parabola, retur
             raise ValueError("x=99: cannot be")
         own = {"dir": str(runs / "sweeps" / "toy" / f"{number:04d}"), "trial": number, "seconds": seconds, "x": 0}
         own |= {"returns": returns}
-        return own | params | {"hub": context["hub"], "attempt": context["attempt"]}
+        return OmegaConf.create(own | params | {"hub": context["hub"], "attempt": context["attempt"]})
 
     return run_sweep(
         Sweep(**settings),
@@ -219,12 +219,13 @@ def test_a_free_slot_is_refilled_while_a_long_trial_runs():
 
     def compose(number, params, label, context):
         told = {"attempt": context["attempt"], "hub": context["hub"]}
-        return {
+        own = {
             "dir": str(runs / str(number)),
             "trial": number,
             "x": 1,
             "seconds": 6 if params["x"] == 0 else 0.1,
-        } | told
+        }
+        return OmegaConf.create(own | told)
 
     from sweeps.view import View
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import hydra
 import pytest
 from hydra.utils import instantiate
+from hydra_plugins.ghm_sweeper.config import FOLDER
 from hydra_plugins.ghm_sweeper.sweeper import REPEATABLE
 from scipy.stats.qmc import discrepancy
 from sqlalchemy import text
@@ -22,7 +23,7 @@ from sweeps.storage import open_storage
 from tests.sweeps.toy import LOADER
 
 FINITE = ("bruteforce", "grid")
-SAMPLERS = sorted({path.stem for path in (CONF / "hydra/sweeper/sampler").glob("*.yaml")} - set(FINITE))
+SAMPLERS = sorted({path.stem for path in (FOLDER / "sampler").glob("*.yaml")} - set(FINITE))
 CONTINUOUS = ("x=interval(0.0,1.0)", "y=interval(0.0,1.0)")
 TRIALS = 14  # past the random ones with which TPE and Gaussian processes begin
 

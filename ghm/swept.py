@@ -1,0 +1,78 @@
+"""Our own program in a sweep: each trial is a training that records itself in MLflow and goes on from checkpoints."""
+
+import inspect
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+from ghm import choices
+from ghm.failure import Failed
+from ghm.job import group_sizes
+from ghm.parts import check
+from ghm.provenance import command, record
+from ghm.tracking import Spool, Tracker
+from ghm.verbs.report import after_sweep
+from sweeps.composer import Composer
+from sweeps.slots import Resources
+from sweeps.space import Params, title
+
+
+class Trainings:
+    """The `sweep_app` of `ghm.run.train`."""
+
+    def __init__(self, settings: DictConfig, master: DictConfig, context: HydraContext, task: TaskFunction) -> None:
+        self._master, self._settings = master, settings
+        self.task = _Task(inspect.unwrap(task))  # without what the command line wrapped around it
+        self.folder, self.runs = Path(master.hydra.sweep.dir).resolve(), Path(master.runs)
+        self.objective, self.seed, self.steps = master.objective, master.seed, master.epochs
+
+    def resources(self) -> Resources:
+        own, scaling = self._settings.slot, self._master.scaling
+        cpus, gpus = (scaling.slot[key] if own[key] is None else own[key] for key in ("cpus", "gpus"))
+        workers, _ = group_sizes(scaling.num_workers)
+        return Resources(cpus, gpus, *((workers, scaling.cpus, scaling.gpus) if workers else ()))
+
+    def tracker(self) -> Tracker:
+        """ValueError where a new sweep's does not answer: its address may be wrong."""
+        tracker = Tracker.open(self._master.tracking.uri, self._master.tracking.experiment, self._master.runs)
+        return tracker.reach() if Spool(self.folder).key is None else tracker
+
+    def check(self, composer: Composer, overrides: list[str]) -> None:
+        """ValueError for settings that no training can have."""
+        check(composer.compose(overrides))
+
+    def config(
+        self, composer: Composer, overrides: list[str], number: int, label: str, params: Params, context: dict[str, Any]
+    ) -> Any:
+        """A trial's, for `task`."""
+        cfg = composer.compose(overrides)
+        choices.note(cfg)
+        cfg.dir = str(self.folder / f"{number:04d}")
+        trial = {"trial": number, "label": title(number, label), "params": json.dumps(params), "command": command()}
+        OmegaConf.update(cfg, "trial", trial | context)
+        container = OmegaConf.to_container(cfg, resolve=True)
+        record(Path(cfg.dir), cfg, overrides)
+        return container
+
+    def failed(self, error: BaseException) -> None:
+        """What an error means is the command line's to say."""
+
+    def finished(self, gaps: Failed | None) -> None:
+        """Write and show the report; Failed where points are missing, or nothing was learned."""
+        HydraConfig.instance().set_config(self._master)
+        after_sweep(self._master, gaps)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What a slot runs; a plain config is sent to it in less time than OmegaConf's."""
+
+    function: TaskFunction
+
+    def __call__(self, config: dict[str, Any]) -> Any:
+        return self.function(OmegaConf.create(config))
