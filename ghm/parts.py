@@ -12,12 +12,11 @@ from typing import Any
 
 import torch
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 from torch.optim import Optimizer
 
-from ghm import scoring
+from ghm import scoring, targets
 from ghm.data import Data
 from ghm.data.loader import Batches
 from ghm.job import group_sizes
@@ -54,7 +53,7 @@ def build(cfg: DictConfig, node: str, *args: Any, **kwargs: Any) -> Any:
     """Call the `_target_` of a config node with its keys; ValueError names the node that is at fault."""
     settings = OmegaConf.select(cfg, node)
     try:
-        return instantiate(settings, _partial_=True, _convert_="all")(*args, **kwargs)
+        return targets.call(settings, _partial_=True, _convert_="all")(*args, **kwargs)
     except (ValueError, TypeError, InstantiationException) as error:
         reason = " ".join(str(error).split())
         if re.match(r"\w+=", reason):  # ours say `bins=0: ...`; the command line knows it as `loss.cls.bins=0: ...`

@@ -26,10 +26,9 @@ from ghm.provenance import write_atomically
 from ghm.resume import refuse_other
 from ghm.tracking import Sender, Spool, Tracker
 from ghm.worker import train_worker
-from sweeps.states import Answer, State
+from sweeps.states import ENDS, State
 
 BEGUN = "run.json"
-ENDS = {Answer.GO_ON: State.DONE, Answer.PRUNE: State.PRUNED, Answer.DRAIN: State.QUEUED}
 
 
 class TrainingError(Failed):

@@ -3,7 +3,7 @@
 import copy
 from typing import Any
 
-from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import CachingConfigRepository
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -37,12 +37,11 @@ class Composer:
     def whole(self, overrides: list[str]) -> DictConfig:
         """A job's config with Hydra's own node, as `run_job` takes it."""
         cfg = self._set(overrides)
-        parsed = self._parser.parse_overrides(overrides)
-        named = self._master.hydra.job.config.override_dirname
-        with read_write(cfg.hydra), open_dict(cfg.hydra):
-            cfg.hydra.job.override_dirname = get_overrides_dirname(
-                parsed, list(named.exclude_keys), kv_sep=named.kv_sep, item_sep=named.item_sep
-            )
+        if not OmegaConf.is_interpolation(cfg.hydra.job, "override_dirname"):  # before Hydra 1.4
+            named = cfg.hydra.job.config.override_dirname
+            kept = sorted(one for one in overrides if one.split("=")[0] not in named.exclude_keys)
+            with read_write(cfg.hydra), open_dict(cfg.hydra):
+                cfg.hydra.job.override_dirname = named.item_sep.join(kept).replace("=", named.kv_sep)
         return cfg
 
     def searched(self, overrides: list[str]) -> dict[str, str]:

@@ -2,29 +2,21 @@
 
 import json
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import ray
 from hydra.core.singleton import Singleton
-from hydra.core.utils import run_job, setup_globals
 from hydra.errors import HydraException
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from ghm.failure import Failed, Lost
-from ghm.provenance import flat
-from ghm.reporting import Ended, heard_by
+from ghm.failure import Failed
 from ghm.secrets import hidden
 from ghm.tracking import Spool, Tracker
 from sweeps.composer import Composer
+from sweeps.hydra_task import HydraTask
 from sweeps.slots import Resources
 from sweeps.space import Params, title
-from sweeps.states import Answer, State
-
-ENDS = {Answer.GO_ON: State.DONE, Answer.PRUNE: State.PRUNED, Answer.DRAIN: State.QUEUED}
 
 
 class HydraApp:
@@ -45,7 +37,7 @@ class HydraApp:
             self.objective = [f"value_{place}" for place in range(len(settings.direction))]
         named = settings.objective or self.objective
         first = named if isinstance(named, str) else named[0]
-        self.task = _Task(task, context, Singleton.get_state(), first, self._tracked)
+        self.task = HydraTask(task, context, Singleton.get_state(), first, self._tracked)
 
     def resources(self) -> Resources:
         slot = self._settings.slot
@@ -88,87 +80,3 @@ class HydraApp:
         print(f"{OmegaConf.to_yaml(OmegaConf.load(results)).strip()}\nThis is {results}")
         if gaps is not None:
             raise gaps
-
-
-@dataclass(frozen=True)
-class _Task:
-    """What a slot runs."""
-
-    function: TaskFunction
-    context: HydraContext
-    state: Any
-    objective: str
-    tracked: bool
-
-    def __call__(self, config: Mapping[str, Any]) -> Any:
-        """The function's value; the last that was reported where the sweep ended the trial."""
-        setup_globals()
-        Singleton.set_state(self.state)
-        trial, cfg = _Trial(self.objective, self.tracked, **config["trial"]), config["cfg"]
-        trial.begin(cfg)
-
-        def guarded(own: DictConfig) -> Any:
-            try:
-                return self.function(own)
-            except Ended:
-                return trial.value
-
-        with heard_by(trial):
-            job = run_job(guarded, cfg, "hydra.sweep.dir", "hydra.sweep.subdir", self.context)
-        returned = job.return_value
-        if returned is None:
-            raise TypeError("the task returned nothing; a sweep needs its value: a number, or one for each objective")
-        trial.end(returned)
-        return returned
-
-
-@dataclass
-class _Trial:
-    """A trial that runs, as its sweep and MLflow hear of it."""
-
-    objective: str
-    tracked: bool
-    folder: str
-    number: int
-    label: str
-    params: str
-    name: str
-    attempt: int
-    hub: str
-    record: str
-    parent: str
-    shared: bool
-    mark: str
-    epochs: int
-    answer: Answer = Answer.GO_ON
-    value: float | None = None
-    spool: Spool = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.spool = Spool(Path(self.folder), self.attempt)
-
-    def begin(self, cfg: DictConfig) -> None:
-        if self.tracked:
-            tags = {"sweep.name": self.name, "sweep.trial": self.number, "sweep.params": self.params}
-            self.spool.start(self.label, tags, self.parent, self.record)
-            own = OmegaConf.to_container(cfg, resolve=False)
-            assert isinstance(own, dict)
-            self.spool.log_params(flat({str(key): value for key, value in own.items() if key != "hydra"}))
-
-    def report(self, step: int, value: float, metrics: Mapping[str, float], steps: int) -> None:
-        """Ended where the sweep wants it; Lost where it has given up this attempt."""
-        self.value = value
-        if self.tracked and step > self.spool.last_step():
-            self.spool.log_metrics({self.objective: value, **metrics}, step)
-        hub = ray.get_actor(self.hub)
-        self.answer = Answer(ray.get(hub.report.remote(self.number, self.attempt, step, steps, value, dict(metrics))))
-        if self.answer == Answer.LOST:
-            raise Lost(f"trial {self.number}: its sweep has given up attempt {self.attempt}, or is gone")
-        if self.answer != Answer.GO_ON:
-            raise Ended(self.answer.value)
-
-    def end(self, returned: Any) -> None:
-        if self.tracked:
-            if self.value is None and isinstance(returned, int | float):
-                self.spool.log_metrics({self.objective: returned}, 0)
-            self.spool.finish(ENDS[self.answer])

@@ -25,3 +25,7 @@ class Answer(StrEnum):
     PRUNE = "prune"
     DRAIN = "drain"  # the sweep is to end: later this trial goes on from here
     LOST = "lost"  # somebody else runs this trial by now: what this process does no longer counts
+
+
+# What a run that ends by itself is, by the last answer that it had.
+ENDS = {Answer.GO_ON: State.DONE, Answer.PRUNE: State.PRUNED, Answer.DRAIN: State.QUEUED}

@@ -26,6 +26,7 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
     "ghm/own_ranges.py": (set(), {"omegaconf"}),
     "ghm/__init__.py": ({"ghm.reporting"}, set()),
     "ghm/reporting.py": (set(), set()),
+    "ghm/targets.py": (set(), {"hydra"}),
     "ghm/swept.py": (
         {
             "ghm.choices",
@@ -48,7 +49,7 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
     "ghm/arguments.py": ({"ghm.paths"}, {"hydra"}),
     "ghm/provenance.py": ({"ghm.secrets"}, {"omegaconf"}),
     "ghm/parts.py": (
-        {"ghm.data", "ghm.job", "ghm.paths", "ghm.scoring", "ghm.training"},
+        {"ghm.data", "ghm.job", "ghm.paths", "ghm.scoring", "ghm.targets", "ghm.training"},
         {"torch", "hydra", "omegaconf"},
     ),
     "ghm/worker.py": (
@@ -150,9 +151,10 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
             "ghm.provenance",
             "ghm.reporting",
             "ghm.secrets",
+            "ghm.targets",
             "ghm.tracking",
         },
-        {"optuna", "optuna_dashboard", "ray", "hydra", "omegaconf", "rich", "sqlalchemy", "tenacity"},
+        {"hydra_plugins", "optuna", "optuna_dashboard", "ray", "hydra", "omegaconf", "rich", "sqlalchemy", "tenacity"},
     ),
 }
 BARE = ("losses", "data", "models", "training", "training.engine", "training.checkpoint", "scoring")

@@ -65,14 +65,18 @@ def ranking(sweep: SweepResult) -> Figure:
 
 
 def pareto(sweep: SweepResult, other: str) -> Figure:
-    """The first objective over another, a point a trial; those on the front are filled and joined."""
+    """The first objective over another: filled and joined on the front, hollow behind it, crosses out of bounds."""
     done, color = sweep.done, _colors(sweep)
     front = done[done["trial"].isin(sweep.front)].sort_values(other)
-    rest = done[~done["trial"].isin(sweep.front)]
+    rest = sweep.allowed[~sweep.allowed["trial"].isin(sweep.front)]
+    broken = done[~done["allowed"]]
     figure, axes = _axes(height=4.2)
     axes.plot(front[other], front[sweep.objective], color="#444444", linewidth=1.2, zorder=1)
     colors = [color[trial] for trial in rest["trial"]]
     axes.scatter(rest[other], rest[sweep.objective], facecolors="none", edgecolors=colors, s=40)
+    axes.scatter(
+        broken[other], broken[sweep.objective], c=[color[trial] for trial in broken["trial"]], marker="x", s=30
+    )
     axes.scatter(front[other], front[sweep.objective], c=[color[trial] for trial in front["trial"]], s=52, zorder=2)
     for row in front[["trial", other, sweep.objective]].itertuples(index=False):
         axes.annotate(f"{row[0]}", row[1:], textcoords="offset points", xytext=(6, 5), fontsize=9)
@@ -81,6 +85,8 @@ def pareto(sweep: SweepResult, other: str) -> Figure:
         Line2D([], [], marker="o", linestyle="", color=color, label=group)
         for group, color in sorted({sweep.groups[trial]: color for trial, color in color.items()}.items())
     ]
+    if len(broken):
+        handles.append(Line2D([], [], marker="x", linestyle="", color="#444444", label="out of bounds"))
     if len(handles) > 1:
         axes.legend(handles=handles)
     return figure

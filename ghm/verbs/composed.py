@@ -14,10 +14,13 @@ from ghm import choices, own_ranges
 from ghm.paths import CONF
 from ghm.provenance import record
 
+# Hydra 1.3 asks whose defaults are meant; from 1.4 on they are its own.
+BASE: dict[str, Any] = {"version_base": "1.3"} if hydra.__version__.startswith("1.3.") else {}
+
 
 def of_sweep(overrides: list[str]) -> DictConfig:
     """The config of a sweep that is not run now, with Hydra's own node."""
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+    with hydra.initialize_config_dir(str(CONF), **BASE):
         config = hydra.compose("train", overrides, return_hydra_config=True)
     HydraConfig.instance().set_config(config)
     return config
@@ -50,7 +53,7 @@ def run(task: Callable[[DictConfig], Any], config: str) -> Any:
             return None
         return results[-1]
 
-    hydra.main(version_base="1.3", config_path=str(CONF), config_name=config)(quiet)()
+    hydra.main(config_path=str(CONF), config_name=config, **BASE)(quiet)()
     if errors:
         raise errors[0]
     return results[-1] if results else None

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import optuna
-from hydra.utils import instantiate
 from hydra_plugins.ghm_sweeper.config import FOLDER
 from omegaconf import OmegaConf
 from optuna.pruners import BasePruner
 from optuna.trial import TrialState
+
+from ghm import targets
 
 with (Path(__file__).resolve().parents[1] / "sweeps" / "curves.csv").open() as file:
     CURVES = [[float(value) for value in row[4:]] for row in list(csv.reader(file))[1:]]
@@ -39,7 +40,7 @@ def offered(name: str, epochs: int = EPOCHS) -> BasePruner:
     settings = OmegaConf.load(FOLDER / "pruner" / f"{name}.yaml")
     length = {"max_resource": epochs} if "max_resource" in settings else {}
     with warnings.catch_warnings(action="ignore"):
-        pruner: BasePruner = instantiate(settings, **length)
+        pruner: BasePruner = targets.call(settings, **length)
     return pruner
 
 

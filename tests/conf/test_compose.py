@@ -7,11 +7,11 @@ from pathlib import Path
 import hydra
 import pytest
 import torch
-from hydra.utils import get_class, instantiate
+from hydra.utils import get_class
 from hydra_plugins.ghm_sweeper.config import FOLDER
 from omegaconf import OmegaConf
 
-from ghm import own_ranges
+from ghm import own_ranges, targets
 from ghm.losses import MMDET
 from ghm.parts import build, build_model, build_optimizer
 from ghm.paths import CONF
@@ -173,8 +173,8 @@ def test_settings_that_are_known_to_be_good_are_settings(name):
 @pytest.mark.parametrize("kind", ["sampler", "pruner"])
 def test_every_sampler_and_pruner_can_be_built(kind):
     for option in sorted(path.stem for path in (FOLDER / kind).glob("*.yaml")):
-        settings = compose(f"hydra/sweeper/{kind}={option}", full=True).hydra.sweeper[kind]
-        assert type(instantiate(settings)) is get_class(settings._target_)
+        settings = OmegaConf.load(FOLDER / kind / f"{option}.yaml")
+        assert type(targets.call(settings)) is get_class(settings._target_)
 
 
 @pytest.mark.parametrize(("key", "preset"), SWEPT.items())

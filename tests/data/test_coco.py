@@ -8,9 +8,8 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from hydra.utils import instantiate
 
-from ghm import data
+from ghm import data, targets
 from ghm.data import annotations
 from ghm.scoring import score
 from tests.coco import CONTENT, LACKING, changed, save, write_content
@@ -24,7 +23,7 @@ def write(tmp_path):
 
 @pytest.fixture(scope="module")
 def flip():
-    return instantiate({"_target_": "torchvision.transforms.v2.RandomHorizontalFlip", "p": 0.5})
+    return targets.call({"_target_": "torchvision.transforms.v2.RandomHorizontalFlip", "p": 0.5})
 
 
 def coco_folder(root, **settings):

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
 
+from ghm import targets
 from ghm.data.annotations import index
 from ghm.data.dataset import DetectionDataset
 
@@ -58,7 +58,7 @@ def dataset(squares=SQUARES, crowds=(CROWD,), augment=None, **changes):
 def augment(name):
     """As `data/augment={name}` gives it to a run."""
     with initialize_config_dir(str(CONF), version_base=None):
-        return instantiate(compose(name))
+        return targets.call(compose(name))
 
 
 def corners(regions):

@@ -5,10 +5,10 @@ from collections import Counter
 
 import pytest
 import torch
-from hydra.utils import instantiate
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ghm import targets
 from ghm.data import shapes, train_loader, val_loader
 from ghm.data.loader import Batches, collate
 
@@ -17,7 +17,7 @@ WIDE = [True, False, True, True, False, True, False, True, True, True, False, Tr
 
 @pytest.fixture(scope="module")
 def data():
-    flip = instantiate({"_target_": "torchvision.transforms.v2.RandomHorizontalFlip", "p": 0.5})
+    flip = targets.call({"_target_": "torchvision.transforms.v2.RandomHorizontalFlip", "p": 0.5})
     return shapes(13, 10, image_size=32, augment=flip)
 
 

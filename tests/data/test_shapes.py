@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from hydra.utils import instantiate
 
+from ghm import targets
 from ghm.data import shapes
 from ghm.data.shapes import CLASSES, draw
 
@@ -148,7 +148,7 @@ def test_boxes_are_tight_around_pixels_that_are_half_covered():
 
 
 def test_the_flip_keeps_boxes_on_their_objects():
-    flip = instantiate({"_target_": "torchvision.transforms.v2.RandomHorizontalFlip", "p": 0.5})
+    flip = targets.call({"_target_": "torchvision.transforms.v2.RandomHorizontalFlip", "p": 0.5})
     dataset = shapes(20, 1, image_size=48, augment=flip).train
     flips = 0
     for i, (image, target) in enumerate(content(dataset)):
@@ -165,7 +165,7 @@ def test_the_flip_keeps_boxes_on_their_objects():
 
 
 def test_only_training_images_are_flipped():
-    flip = instantiate({"_target_": "torchvision.transforms.v2.RandomHorizontalFlip", "p": 1})
+    flip = targets.call({"_target_": "torchvision.transforms.v2.RandomHorizontalFlip", "p": 1})
     data = shapes(4, 4, image_size=48, augment=flip)
     for i in range(4):
         assert torch.equal(data.train[i, 0][0], data.train[i][0].flip(2))

@@ -107,7 +107,8 @@ def test_a_dry_run_shows_the_points_and_starts_nothing():
     assert endless.stdout.startswith("6 trials, of which the first 2 would be")
     assert not Path("multirun/optuna.db").exists()
     wrong = run("-m", "hydra/sweeper=ghm", "z=1,2", "hydra.sweeper.dry_run=true")
-    assert (wrong.returncode, wrong.stderr.splitlines()[0][:31]) == (2, "ghm: Could not override 'z'. To")
+    assert wrong.returncode == 2
+    assert "ghm: Could not override 'z'." in wrong.stderr
 
 
 @pytest.mark.parametrize(

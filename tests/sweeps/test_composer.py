@@ -37,12 +37,13 @@ def master(own):
 )
 def test_what_is_set_in_a_copy_is_what_hydra_composes(overrides):
     own = loader()
+    overrides = ["+sweep=demo", *overrides]
     whole = own.load_sweep_config(master(own), overrides)
     OmegaConf.set_struct(whole, False)
     whole.pop("hydra")
     own_ranges.take(whole)
     composer = Composer(own, master(own))
-    composer.compose(["loss=cross_entropy", "seed=8"])  # leaves nothing in those that follow
+    composer.compose(["+sweep=demo", "loss=cross_entropy", "seed=8"])  # leaves nothing in those that follow
     for _ in range(2):
         composed = composer.compose(overrides)
         assert OmegaConf.to_container(composed, resolve=False) == OmegaConf.to_container(whole, resolve=False)
@@ -51,7 +52,7 @@ def test_what_is_set_in_a_copy_is_what_hydra_composes(overrides):
 def test_an_unknown_key_is_refused_as_hydra_refuses_it():
     own = loader()
     with pytest.raises(ConfigCompositionException, match="'nonsense'"):
-        Composer(own, master(own)).compose(["nonsense=1"])
+        Composer(own, master(own)).compose(["+sweep=demo", "nonsense=1"])
 
 
 def test_a_file_that_is_edited_meanwhile_changes_no_later_trial(tmp_path):

@@ -12,8 +12,8 @@ from hydra._internal.utils import create_config_search_path
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import setup_globals
 from hydra.types import RunMode
-from hydra.utils import instantiate
 
+from ghm import targets
 from ghm.parts import check
 from ghm.paths import CONF
 from sweeps.composer import Composer
@@ -145,7 +145,7 @@ def reached(space: Space, seed: int, trials: int = 50) -> float:
     """The smallest value that the default sampler finds in a space."""
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = hydra.compose("train", [f"seed={seed}"], return_hydra_config=True)
-    study = optuna.create_study(sampler=instantiate(cfg.hydra.sweeper.sampler, seed=seed))
+    study = optuna.create_study(sampler=targets.call(cfg.hydra.sweeper.sampler, seed=seed))
     for _ in range(trials):
         trial = study.ask()
         params = space.suggest(trial)

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import hydra
 import pytest
-from hydra.utils import instantiate
 from hydra_plugins.ghm_sweeper.config import FOLDER
 from hydra_plugins.ghm_sweeper.sweeper import REPEATABLE
 from scipy.stats.qmc import discrepancy
 from sqlalchemy import text
 
+from ghm import targets
 from ghm.paths import CONF
 from sweeps import ledger as ledgers
 from sweeps.draw import Search
@@ -35,7 +35,7 @@ def search(name, seed, space=CONTINUOUS):
         cfg = hydra.compose("train", [f"hydra/sweeper/sampler={name}"], return_hydra_config=True)
 
     def make(number, again):
-        return instantiate(cfg.hydra.sweeper.sampler, seed=random.Random(hash((seed, number)) + again).getrandbits(32))
+        return targets.call(cfg.hydra.sweeper.sampler, seed=random.Random(hash((seed, number)) + again).getrandbits(32))
 
     lasting = None if type(make(0, 0)).__name__ in REPEATABLE else make(0, 0)
     return Search(parse(list(space), {}, {}, LOADER), make, NopPruner(), [], lasting)

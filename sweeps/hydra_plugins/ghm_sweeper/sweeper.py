@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.errors import InstantiationException
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from hydra.utils import get_class, instantiate
+from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
 if TYPE_CHECKING:
@@ -26,16 +26,18 @@ class GHMSweeper(Sweeper):
     """Composes what the engine in `sweeps` runs; conf/ghm.yaml explains the settings."""
 
     def __init__(self, **settings: Any) -> None:
-        self.settings = OmegaConf.create(settings)
+        """Hydra gives the settings once more to `setup`, within the config that they refer to."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.context, self.master = hydra_context, config
+        self.settings = OmegaConf.create(OmegaConf.to_container(config.hydra.sweeper, resolve=True))
         self.task = task_function
 
     def sweep(self, arguments: list[str]) -> "float | Values | None":
         """Check, then run or continue the sweep; what `run_sweep` returns."""
-        named = self.settings.app or getattr(self.task, "sweep_app", "sweeps.hydra_app.HydraApp")
-        app = get_class(named)(self.settings, self.master, self.context, self.task)
+        app = get_class(getattr(self.task, "sweep_app", "sweeps.hydra_app.HydraApp"))(
+            self.settings, self.master, self.context, self.task
+        )
         try:
             return self._run(app, arguments)
         except BaseException as error:
@@ -124,6 +126,7 @@ class GHMSweeper(Sweeper):
         """The sampler or the pruner; ValueError where there is none of that name, or its keys do not fit."""
         from optuna.exceptions import ExperimentalWarning
 
+        from ghm.targets import call
         from sweeps.ledger import violations
 
         settings = self.settings[part]
@@ -132,12 +135,16 @@ class GHMSweeper(Sweeper):
                 f"hydra.sweeper.{part}={settings}: is a choice of files, not a value; "
                 f"write hydra/sweeper/{part}={settings}"
             )
+        if (
+            settings.get("_target_") == "optuna.samplers.GridSampler"
+        ):  # as Hydra's own plugin has it: without its points
+            settings = OmegaConf.create({"_target_": "optuna.samplers.BruteForceSampler", "seed": None})
         bounded = part == "sampler" and (self.settings.at_most or self.settings.at_least)
         try:
             with warnings.catch_warnings(category=ExperimentalWarning, action="ignore"):
-                made = instantiate(settings, **changes)
+                made = call(settings, **changes)
                 if bounded and "constraints_func" in signature(type(made)).parameters:
-                    made = instantiate(settings, **changes, constraints_func=violations)
+                    made = call(settings, **changes, constraints_func=violations)
             return made
         except (InstantiationException, ValueError, TypeError) as error:
             reason = " ".join(str(error.__cause__ or error).split())
