@@ -20,12 +20,16 @@ from ghm.secrets import hidden
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 # Each a file in ghm/verbs/.
-VERBS = ("train", "submit", "report", "retry", "evaluate", "figures", "sync", "doctor", "data check", "data fetch")
+VERBS = (
+    *("train", "plan", "submit", "report", "retry", "evaluate", "figures", "sync", "doctor"),
+    *("data check", "data fetch"),
+)
 
 USAGE = """usage: ghm <verb> [overrides]
 
   ghm train [overrides]           one training run             ghm train loss=focal epochs=20
   ghm train -m [overrides]        a sweep                      ghm train -m +sweep=demo
+  ghm plan [overrides]            what a sweep would do        ghm plan +sweep=demo
   ghm submit -- train ...         the same on a Ray cluster    ghm submit -- train -m +sweep=demo
   ghm report [overrides]          a sweep's table and page     ghm report +sweep=demo
   ghm retry NAME [TRIAL...]       failed trials of a sweep, queued again for its own command

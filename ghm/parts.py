@@ -143,8 +143,9 @@ def check(cfg: DictConfig) -> None:
             f"data.val={cfg.data.val}: lists images without boxes, on which nothing can be scored; "
             "train with another, and use ghm evaluate for this one"
         )
-    with torch.device("meta"):  # settings and shapes only: no memory, no time
-        build_model(cfg, data.train.num_classes)
+    made_of = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(made_of, dict)
+    _check_model(json.dumps({key: made_of[key] for key in ("model", "loss")}), data.train.num_classes)
     something = nn.Linear(1, 1)  # optimizers refuse what is on meta
     optimizer = build_optimizer(cfg, something)
     build(cfg, "schedule", optimizer, cfg.epochs, steps_per_epoch=1)
@@ -153,6 +154,13 @@ def check(cfg: DictConfig) -> None:
         Batches([True] * cfg.batch_size, cfg.batch_size, cfg.seed, 0, workers, cfg.accumulate)
     if cfg.ema is not None:
         moving_average(something, cfg.ema)
+
+
+@cache
+def _check_model(parts: str, num_classes: int) -> None:
+    """ValueError for a model that cannot be made of these parts, in JSON: of settings and shapes, without memory."""
+    with torch.device("meta"):
+        build_model(OmegaConf.create(json.loads(parts)), num_classes)
 
 
 def check_writable(runs: Path) -> None:

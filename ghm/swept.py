@@ -10,16 +10,22 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from ghm import choices
+from ghm import choices, plan
+from ghm.description import COMPARED
 from ghm.failure import Failed
-from ghm.job import group_sizes
+from ghm.job import Job, group_sizes
 from ghm.parts import check
+from ghm.paths import absolute
 from ghm.provenance import command, record
 from ghm.tracking import Spool, Tracker
 from ghm.verbs.report import after_sweep
 from sweeps.composer import Composer
+from sweeps.draw import Search
+from sweeps.launch import Sweep
+from sweeps.ledger import find, identity, trial_of
 from sweeps.slots import Resources
 from sweeps.space import Params, title
+from sweeps.storage import open_storage
 
 
 class Trainings:
@@ -39,8 +45,11 @@ class Trainings:
 
     def tracker(self) -> Tracker:
         """ValueError where a new sweep's does not answer: its address may be wrong."""
-        tracker = Tracker.open(self._master.tracking.uri, self._master.tracking.experiment, self._master.runs)
+        tracker = self._open()
         return tracker.reach() if Spool(self.folder).key is None else tracker
+
+    def _open(self) -> Tracker:
+        return Tracker.open(self._master.tracking.uri, self._master.tracking.experiment, self._master.runs)
 
     def check(self, composer: Composer, overrides: list[str]) -> None:
         """ValueError for settings that no training can have."""
@@ -59,6 +68,33 @@ class Trainings:
         record(Path(cfg.dir), cfg, overrides)
         return container
 
+    def show(self, composer: Composer, search: Search, sweep: Sweep) -> None:
+        """Compose and check every training of a finite space, or the first of a larger one, and say what they take."""
+        states = _states(sweep)
+        points = search.points(sweep.n_trials)
+        endless = points is None
+        planned = []
+        for point in search.first_points(sweep.n_jobs) if points is None else points:
+            overrides = search.space.overrides(point)
+            # Resolved once: all that is asked of it would resolve it anew.
+            cfg = OmegaConf.create(OmegaConf.to_container(composer.compose(overrides), resolve=True))
+            assert isinstance(cfg, DictConfig)
+            check(cfg)
+            choices.note(cfg)
+            job = Job.of(absolute(cfg))
+            given = dict(one.split("=", 1) for one in self._given(overrides))
+            given |= {key: str(value) for key, value in job.settings.flat().items() if key in COMPARED}
+            state = states.get(identity(point), "new")
+            same, epochs = job.settings.fingerprint, job.settings.epochs
+            planned.append(plan.Planned(" ".join(overrides), same, epochs, given | dict(cfg.choices), state))
+        known = plan.past(self._open().finished())
+        needs = plan.need(planned, known, sweep.n_jobs)
+        print("\n".join(plan.told(planned, sweep.n_trials if endless else None, needs, sweep.n_jobs)))
+
+    def _given(self, overrides: list[str]) -> list[str]:
+        whole = [*self._master.hydra.overrides.task, *overrides]
+        return [one.lstrip("+") for one in whole if "=" in one]
+
     def failed(self, error: BaseException) -> None:
         """What an error means is the command line's to say."""
 
@@ -66,6 +102,15 @@ class Trainings:
         """Write and show the report; Failed where points are missing, or nothing was learned."""
         HydraConfig.instance().set_config(self._master)
         after_sweep(self._master, gaps)
+
+
+def _states(sweep: Sweep) -> dict[str, str]:
+    """Of the trials that the study has, by identity; nothing is made where there is none."""
+    if sweep.storage is None and not (sweep.runs / "optuna.db").exists():
+        return {}
+    study = find(open_storage(sweep.storage, sweep.runs), sweep.name)
+    trials = [] if study is None else study.get_trials(deepcopy=False)
+    return {identity(one.params): known.state.value for one in trials for known in [trial_of(one)]}
 
 
 @dataclass(frozen=True)

@@ -25,14 +25,34 @@ class Composer:
         self._loader.repository = CachingConfigRepository(loader.repository)
         self._parser = OverridesParser.create(config_loader=loader)
         self._composed: dict[tuple[str, ...], DictConfig] = {}
+        self._split: dict[int, tuple[DictConfig, DictConfig]] = {}
 
     def compose(self, overrides: list[str]) -> DictConfig:
-        """A job's config without Hydra's own node."""
-        cfg = self._set(overrides)
-        OmegaConf.set_struct(cfg, False)
-        cfg.pop("hydra")
-        OmegaConf.set_struct(cfg, True)
+        """A job's config without Hydra's own node, which is that of the sweep, but for the job's overrides."""
+        parsed = self._parser.parse_overrides(overrides)
+        own, hydra = self._apart(parsed)
+        cfg = copy.deepcopy(own)
+        ConfigLoaderImpl._apply_overrides_to_config([one for one in parsed if not self._chooses(one)], cfg)
+        with read_write(hydra.hydra):
+            hydra.hydra.overrides.task = overrides
+        hydra.hydra._set_parent(cfg)  # as Hydra does it: so that its node refers to this config
+        HydraConfig.instance().cfg = hydra  # what `${hydra:...}` looks at
         return cfg
+
+    def _apart(self, parsed: list[Override]) -> tuple[DictConfig, DictConfig]:
+        """The config with the files that are chosen, without what they say of their own search; and Hydra's node."""
+        whole = self._of_files(parsed)
+        if id(whole) not in self._split:
+            own = copy.deepcopy(whole)
+            HydraConfig.instance().set_config(own)
+            hydra = HydraConfig.instance().cfg
+            assert hydra is not None
+            OmegaConf.set_struct(own, False)
+            own.pop("hydra")
+            OmegaConf.set_struct(own, True)
+            own_ranges.take(own)
+            self._split[id(whole)] = own, hydra
+        return self._split[id(whole)]
 
     def whole(self, overrides: list[str]) -> DictConfig:
         """A job's config with Hydra's own node, as `run_job` takes it."""

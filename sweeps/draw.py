@@ -52,17 +52,9 @@ class Search:
         tried = {identity(trial.params) for trial in ledger.trials}
         return len(ledger.trials) + len([point for point in points if identity(point) not in tried])
 
-    def show(self, n_trials: int, first: int) -> None:
-        """Print the points of a space of at most `n_trials`, or the first that are drawn of a larger one."""
-        points = self.points(n_trials)
-        if points is None:
-            drawn = min(first, n_trials)
-            print(f"{n_trials} trials, of which the first {drawn} would be, as long as nothing is known of any:")
-            points = [self._drawn(number) for number in range(drawn)]
-        else:
-            print(f"{len(points)} trials:")
-        for number, point in enumerate(points):
-            print(f"  {number}: {' '.join(self.space.overrides(point))}")
+    def first_points(self, count: int) -> list[Params]:
+        """Those that would be drawn of a large space as long as nothing is known of any."""
+        return [self._drawn(number) for number in range(count)]
 
     def _drawn(self, number: int) -> Params:
         given = self.given()

@@ -14,7 +14,9 @@ from ghm.failure import Failed
 from ghm.secrets import hidden
 from ghm.tracking import Spool, Tracker
 from sweeps.composer import Composer
+from sweeps.draw import Search
 from sweeps.hydra_task import HydraTask
+from sweeps.launch import Sweep
 from sweeps.slots import Resources
 from sweeps.space import Params, title
 
@@ -64,6 +66,20 @@ class HydraApp:
             cfg.hydra.job.num, cfg.hydra.job.id = number, f"{cfg.hydra.job.name}_{number}"
         about = {"folder": str(self.folder / f"{number:04d}"), "number": number, "label": title(number, label)}
         return {"cfg": cfg, "trial": about | {"params": json.dumps(params)} | context}
+
+    def show(self, composer: Composer, search: Search, sweep: Sweep) -> None:
+        """Print the points of a finite space, or the first that are drawn of a larger one."""
+        points = search.points(sweep.n_trials)
+        if points is None:
+            drawn = min(sweep.n_jobs, sweep.n_trials)
+            print(f"{sweep.n_trials} trials, of which the first {drawn} would be, as long as nothing is known of any:")
+            points = search.first_points(drawn)
+        else:
+            print(f"{len(points)} trials:")
+        for number, point in enumerate(points):
+            overrides = search.space.overrides(point)
+            composer.whole(overrides)
+            print(f"  {number}: {' '.join(overrides)}")
 
     def failed(self, error: BaseException) -> None:
         """End the program with one line and the code that fits, where it is no mistake of ours."""

@@ -310,7 +310,7 @@ class Ledger:
         self._ids.append(frozen._trial_id)
         self._copies.append(in_memory)
         self._attributes.append(set(frozen.system_attrs))
-        self.trials.append(_trial(frozen))
+        self.trials.append(trial_of(frozen))
 
     def _keep_attributes(self, number: int) -> None:
         """Samplers and pruners note in memory what they have to know after a restart."""
@@ -348,7 +348,7 @@ def retry(storage: RDBStorage, study: Study, numbers: list[int]) -> list[Trial]:
         for key, value in ((ATTEMPT, 1), (ERROR, ""), (SPENT, False)):
             if key in trial.user_attrs:
                 storage.set_trial_user_attr(trial._trial_id, key, value)
-    return [_trial(trial) for trial in chosen]
+    return [trial_of(trial) for trial in chosen]
 
 
 def _in_memory(frozen: FrozenTrial) -> FrozenTrial:
@@ -364,7 +364,7 @@ def _plain(attributes: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in attributes.items() if not key.startswith("cma:")}
 
 
-def _trial(frozen: FrozenTrial) -> Trial:
+def trial_of(frozen: FrozenTrial) -> Trial:
     attributes = frozen.user_attrs
     states = {there: here for here, there in STATES.items()}
     return Trial(

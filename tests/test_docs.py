@@ -101,7 +101,7 @@ def test_every_documented_submission_is_accepted(command, ghm, monkeypatch):
     assert ghm(*shlex.split(command)[1:]) == 0
 
 
-OTHERS = [line for verb in ("evaluate", "data", "sync", "doctor") for line in commands(f".venv/bin/ghm {verb}")]
+OTHERS = [line for verb in ("evaluate", "data", "sync", "doctor", "plan") for line in commands(f".venv/bin/ghm {verb}")]
 
 
 @pytest.mark.parametrize("command", OTHERS)

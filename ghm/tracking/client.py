@@ -241,6 +241,12 @@ class Tracker:
         """The parent runs of all sweeps of this name, whoever began them."""
         return self._search(f"tags.`sweep.name` = '{name}' and tags.`sweep.kind` = 'sweep'")
 
+    def finished(self) -> list[Record]:
+        """All runs of the experiment that ended as they should; none where there is no such experiment or database."""
+        if self.local and not Path(self.uri.removeprefix("sqlite:///")).exists():
+            return []
+        return self._search("attributes.status = 'FINISHED'")
+
     def share(self, key: str, view: str) -> None:
         """Keep a view of the experiment under a key; see `shared_view`."""
         with _answering():

@@ -64,7 +64,7 @@ class GHMSweeper(Sweeper):
         for probe in space.probes():
             app.check(composer, space.overrides(probe))
         if settings.dry_run:
-            search.show(sweep.n_trials, sweep.n_jobs)
+            app.show(composer, search, sweep)
             return None
 
         def compose(number: int, params: dict[str, Any], label: str, context: dict[str, Any]) -> Any:

@@ -1,0 +1,122 @@
+"""What a sweep would do: its trainings, which are known or twice the same, and what they take, by what others took."""
+
+import heapq
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+
+from ghm.tracking import Record
+
+# What the time of an epoch depends on, the most telling first: of past runs those count that agree on the longest part.
+TELLING = ("model", "data", "loss/cls", "loss/box", "batch_size", "data.image_size", "data.train_images", "amp")
+
+
+@dataclass(frozen=True)
+class Past:
+    """A run that ended: what it was made of, and what it took for each epoch and on disk."""
+
+    settings: Mapping[str, str]
+    seconds: float
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A training that is to be: `same` is equal for trainings of equal numbers."""
+
+    label: str
+    same: str
+    epochs: int
+    settings: Mapping[str, str]
+    state: str = "new"  # or as the study has it
+
+
+@dataclass(frozen=True)
+class Need:
+    """Seconds of the clock and of all slots together, bytes; by how many past runs, and in what these differ."""
+
+    wall: float
+    work: float
+    bytes: int
+    runs: int
+    other: tuple[str, ...] = ()
+
+
+def past(records: Iterable[Record]) -> list[Past]:
+    """Of MLflow's runs those that are finished trainings."""
+    found = []
+    for record in records:
+        steps = [one.step for one in record.data.to_proto().metrics if one.key == "train/loss"]
+        if record.info.status != "FINISHED" or not steps or steps[0] < 1 or record.info.end_time is None:
+            continue
+        seconds = (record.info.end_time - record.info.start_time) / 1000 / steps[0]
+        folder = Path(record.data.tags.get("dir", ""))
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_absolute() else 0
+        found.append(Past(record.data.params, seconds, size))
+    return found
+
+
+def like(one: Mapping[str, str], known: Sequence[Past]) -> tuple[list[Past], tuple[str, ...]]:
+    """The past runs that are most like a training, of the same model and data at least; and in what they differ."""
+    for count in range(len(TELLING), 1, -1):
+        alike = [run for run in known if all(run.settings.get(key) == one.get(key) for key in TELLING[:count])]
+        if alike:
+            other = [key for key in TELLING[count:] if any(run.settings.get(key) != one.get(key) for run in alike)]
+            return alike, tuple(other)
+    return [], ()
+
+
+def need(planned: Sequence[Planned], known: Sequence[Past], slots: int) -> Need | None:
+    """Of the trainings that are still to be done; None where no run like one of them has ended."""
+    todo = [one for one in planned if one.state != "done"]
+    seconds: list[float] = []
+    size, runs = 0, 0
+    differ: dict[str, None] = {}
+    for one in todo:
+        alike, other = like(one.settings, known)
+        if not alike:
+            return None
+        seconds.append(one.epochs * mean(run.seconds for run in alike))
+        size += round(mean(run.bytes for run in alike))
+        runs = max(runs, len(alike))
+        differ |= dict.fromkeys(other)
+    ends = [0.0] * slots
+    for each in seconds:  # as a free slot is refilled
+        heapq.heapreplace(ends, ends[0] + each)
+    return Need(max(ends), sum(seconds), size, runs, tuple(differ))
+
+
+def twice(planned: Sequence[Planned]) -> list[list[str]]:
+    """The trainings that are the same, by label."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for one in planned:
+        groups[one.same].append(one.label)
+    return [labels for labels in groups.values() if len(labels) > 1]
+
+
+def told(planned: Sequence[Planned], first: int | None, needs: Need | None, slots: int) -> list[str]:
+    """What is said of a plan. `first`: how many trials an endless space is to have, of which these are the first."""
+    states: dict[str, int] = defaultdict(int)
+    for one in planned:
+        states[one.state] += 1
+    counts = ", ".join(f"{number} {state}" for state, number in states.items())
+    lines = [f"{len(planned)} trials: {counts}"]
+    if first is not None:
+        lines = [f"{first} trials, of which these would be the first {len(planned)} as long as nothing is known of any"]
+    lines += [f"  {one.label}{'' if one.state == 'new' else f'  ({one.state})'}" for one in planned]
+    for labels in twice(planned):
+        lines.append(f"The same training {len(labels)} times: {'; '.join(labels)}")
+    if needs is None:
+        return [*lines, "Nobody knows yet what they take: no run of such a model on such data has ended here"]
+    scale = 1 if first is None else first / len(planned)
+    wall, work, size = scale * needs.wall, scale * needs.work, scale * needs.bytes / 1e6
+    lines.append(f"Time: about {_clock(wall)} with {slots} at a time, {_clock(work)} of work; disk: {size:.0f} MB")
+    but = f", though of other {', '.join(needs.other)}" if needs.other else ""
+    return [*lines, f"That is by {needs.runs} runs that have ended{but}"]
+
+
+def _clock(seconds: float) -> str:
+    hours, rest = divmod(round(seconds), 3600)
+    return f"{hours} h {rest // 60} min" if hours else f"{rest // 60} min {rest % 60} s"
