@@ -195,7 +195,7 @@ class _Recorder:
         self._keep()
         self._draw()
         if self.job.place.figures and judgement is not None:
-            from ghm.report import detections  # plotting takes a second to import
+            from ghm.reports import detections  # plotting takes a second to import
 
             val = self.data.val
             for path in detections.write(judgement, val.pixels, val.class_names, folder / "figures"):
@@ -208,7 +208,7 @@ class _Recorder:
         if not self.job.place.figures or not any(epoch.get("regions") for epoch in self.state.history):
             return
         begun = time.monotonic()
-        from ghm.report import harmonizing  # plotting takes a second to import
+        from ghm.reports import harmonizing  # plotting takes a second to import
 
         path = harmonizing.write_epochs(self.state.history, self.job.place.folder / "figures")
         self.spool.log_file(path, "figures")

@@ -39,7 +39,7 @@ class Hub:
         self.heard = {}
         self.report = SimpleNamespace(remote=self._report)
 
-    def _report(self, trial, attempt, epoch, epochs, value):
+    def _report(self, trial, attempt, epoch, epochs, value, metrics):
         self.heard.setdefault(epoch, value)
         return Answer.GO_ON
 

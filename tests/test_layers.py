@@ -68,7 +68,7 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
             "ghm.job",
             "ghm.moved",
             "ghm.parts",
-            "ghm.report",
+            "ghm.reports",
             "ghm.scoring",
             "ghm.tracking",
             "ghm.training",
@@ -115,8 +115,8 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
         },
         {"ray", "omegaconf"},
     ),
-    "ghm/report": (
-        {"ghm.report", "ghm.secrets", "ghm.tracking", "sweeps.goal", "sweeps.states"},
+    "ghm/reports": (
+        {"ghm.reports", "ghm.secrets", "ghm.tracking", "sweeps.goal", "sweeps.states"},
         {"matplotlib", "pandas", "scipy", "numpy", "jinja2", "rich", "yaml"},
     ),
     "ghm/verbs": (
@@ -132,7 +132,7 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
             "ghm.parts",
             "ghm.paths",
             "ghm.provenance",
-            "ghm.report",
+            "ghm.reports",
             "ghm.run",
             "ghm.scoring",
             "ghm.secrets",

@@ -17,7 +17,7 @@ def test_a_package_holds_code_configuration_and_the_command_and_nothing_else(tmp
     files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     assert {
         "ghm/cli.py",
-        "ghm/report/page.html.j2",
+        "ghm/reports/page.html.j2",
         "sweeps/controller.py",
         "hydra_plugins/ghm_sweeper/sweeper.py",
         "conf/train.yaml",

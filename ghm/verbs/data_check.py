@@ -107,7 +107,7 @@ def _decode(dataset: DetectionDataset) -> list[str]:
 
 def _sheet(dataset: DetectionDataset, path: Path) -> Path:
     """Images spread evenly over the data, with their true boxes."""
-    from ghm.report.detections import contact_sheet  # plotting takes a second to import
+    from ghm.reports.detections import contact_sheet  # plotting takes a second to import
 
     path.parent.mkdir(parents=True, exist_ok=True)
     places = np.linspace(0, len(dataset) - 1, min(SHOWN, len(dataset))).round().astype(int)

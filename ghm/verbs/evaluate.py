@@ -75,7 +75,7 @@ def load_model(made: DictConfig, content: dict[str, Any]) -> nn.Module:
 
 
 def _write(judgement: Judgement, data: Data, folder: Path) -> None:
-    from ghm.report import detections  # plotting takes a second to import
+    from ghm.reports import detections  # plotting takes a second to import
 
     (folder / "metrics.json").write_text(json.dumps(judgement.numbers, indent=2))
     detections.write(judgement, data.val.pixels, data.val.class_names, folder)

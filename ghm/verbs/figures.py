@@ -44,7 +44,7 @@ def run(cfg: DictConfig) -> list[Path]:
     batches = some_loader(dataset, cfg.images, cfg.batch_size, cfg.loader_processes)
     seen = gradients.collect(model, batches, device, cfg.bins, cfg.mu)
 
-    from ghm.report import harmonizing  # plotting takes a second to import
+    from ghm.reports import harmonizing  # plotting takes a second to import
 
     return harmonizing.write(seen, list(made.class_names), Path(cfg.dir))
 

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from ghm.failure import Failed
-from ghm.report import page, published, sweep
+from ghm.reports import page, published, sweep
 from ghm.tracking import SPOOL, Away, Spool, Tracker, link, run_link, shared_view, waiting
 from ghm.verbs import composed, table
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ghm.report import published
+from ghm.reports import published
 
 SMALL = ("epochs=1", "data.train_images=8", "data.val_images=4", "data.image_size=64", "batch_size=4", "figures=false")
 TABLES = yaml.safe_load(published.TABLES.read_text())

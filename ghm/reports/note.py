@@ -2,7 +2,7 @@
 
 import time
 
-from ghm.report.sweep import SweepResult
+from ghm.reports.sweep import SweepResult
 from ghm.tracking import Point, Tracker
 
 MOST = 20  # rows of the ranking; MLflow cuts a note off at 8000 characters

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from ghm.report import note, page, sweep
+from ghm.reports import note, page, sweep
 from ghm.tracking import Sender, Spool, Tracker
 
 TRIALS = [  # params, AP per epoch, state
@@ -150,7 +150,7 @@ def test_the_sweeps_own_run_says_what_came_of_it(tracker):
 
 
 def test_a_ranking_too_long_for_a_note_is_cut(tracker, monkeypatch):
-    monkeypatch.setattr("ghm.report.note.MOST", 2)
+    monkeypatch.setattr("ghm.reports.note.MOST", 2)
     record(tracker)
     result = sweep.load(tracker, "s")
     text = note.note(result, "1", "verdict", [page.columns(result), *page.ranking(result)], [])

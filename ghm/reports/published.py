@@ -11,7 +11,7 @@ import pandas as pd
 import yaml
 from scipy import stats
 
-from ghm.report.sweep import BATCH, SweepResult
+from ghm.reports.sweep import BATCH, SweepResult
 
 TABLES = Path(__file__).with_name("published.yaml")
 SECONDS = "s/iteration"  # the one column that is no metric

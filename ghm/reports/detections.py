@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from ghm.report.figures import PALETTE, STYLE
+from ghm.reports.figures import PALETTE, STYLE
 
 Image = NDArray[np.uint8]  # (H, W, 3)
 Box = Sequence[float]  # x, y, width, height in pixels

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from ghm.report.figures import PALETTE, STYLE
+from ghm.reports.figures import PALETTE, STYLE
 
 Array = NDArray[np.float64]
 PRINT = STYLE | {"pdf.fonttype": 42, "savefig.bbox": "tight"}  # letters stay letters in the PDF

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from ghm.paths import CONF
-from ghm.report import published, sweep
+from ghm.reports import published, sweep
 from ghm.tracking import Sender, Spool, Tracker
 
 TABLES = yaml.safe_load(published.TABLES.read_text())

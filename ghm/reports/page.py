@@ -10,9 +10,9 @@ import jinja2
 from rich import box
 from rich.table import Table
 
-from ghm.report import note
-from ghm.report.figures import figures
-from ghm.report.sweep import SweepResult
+from ghm.reports import note
+from ghm.reports.figures import figures
+from ghm.reports.sweep import SweepResult
 from ghm.secrets import hidden
 from ghm.tracking import Tracker, link, run_link
 from sweeps.states import State

@@ -12,7 +12,7 @@ from PIL import Image
 
 from ghm.data import shapes
 from ghm.data.annotations import index
-from ghm.report import detections as report
+from ghm.reports import detections as report
 from ghm.scoring import judge
 
 BOX, OTHER, CROWD = [10.0, 10.0, 30.0, 30.0], [60.0, 50.0, 30.0, 30.0], [70.0, 0.0, 30.0, 30.0]

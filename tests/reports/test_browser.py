@@ -14,7 +14,7 @@ from typing import Any
 import optuna
 import pytest
 
-from ghm.report import page, sweep
+from ghm.reports import page, sweep
 from ghm.tracking import Sender, Spool, Tracker, link, shared_view
 from sweeps.ledger import Ledger, create
 from sweeps.storage import open_storage
