@@ -17,6 +17,7 @@ from ghm.job import Job, group_sizes
 from ghm.parts import check
 from ghm.paths import absolute
 from ghm.provenance import command, record
+from ghm.secrets import hidden
 from ghm.tracking import Spool, Tracker
 from ghm.verbs.report import after_sweep
 from sweeps.composer import Composer
@@ -89,7 +90,7 @@ class Trainings:
             planned.append(plan.Planned(" ".join(overrides), same, epochs, given | dict(cfg.choices), state))
         known = plan.past(self._open().finished())
         needs = plan.need(planned, known, sweep.n_jobs)
-        print("\n".join(plan.told(planned, sweep.n_trials if endless else None, needs, sweep.n_jobs)))
+        print(hidden("\n".join(plan.told(planned, sweep.n_trials if endless else None, needs, sweep.n_jobs))))
 
     def _given(self, overrides: list[str]) -> list[str]:
         whole = [*self._master.hydra.overrides.task, *overrides]

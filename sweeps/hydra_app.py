@@ -79,7 +79,7 @@ class HydraApp:
         for number, point in enumerate(points):
             overrides = search.space.overrides(point)
             composer.whole(overrides)
-            print(f"  {number}: {' '.join(overrides)}")
+            print(hidden(f"  {number}: {' '.join(overrides)}"))
 
     def failed(self, error: BaseException) -> None:
         """End the program with one line and the code that fits, where it is no mistake of ours."""

@@ -38,6 +38,7 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
             "ghm.paths",
             "ghm.plan",
             "ghm.provenance",
+            "ghm.secrets",
             "ghm.tracking",
             "ghm.verbs.report",
             "sweeps.composer",

@@ -53,6 +53,8 @@ def _state(
     key: str, objectives: Sequence[str], swept: Sequence[str], group: str | None, ascending: bool
 ) -> dict[str, Any]:
     objective, *others = objectives
+    if others:  # a front is one of runs, not of their means
+        group = None
     charts = [_against(objective, other) for other in others]
     charts += [_curve(name) for name in dict.fromkeys((objective, *CURVES))]
     charts += [_chart("BAR", f"bar-{name}", metricKey=name, displayName=f"{name}, last epoch") for name in objectives]

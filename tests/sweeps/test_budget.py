@@ -16,16 +16,13 @@ def recorded() -> int:
 
 
 @pytest.mark.usefixtures("cluster")
-@pytest.mark.parametrize(("jobs", "epochs"), [(1, 7), (3, 13), (3, 2), (4, 15)])
+@pytest.mark.parametrize(("jobs", "epochs"), [(1, 7), (4, 13)])
 def test_a_budget_of_epochs_is_never_overshot_and_a_larger_one_goes_on(jobs, epochs, capsys):
     sweep(SPACE, **SIX, n_jobs=jobs, budget=Budget(epochs=epochs))
     assert epochs - jobs < recorded() <= epochs
     assert "RUNNING" not in states()
     shown = " ".join(capsys.readouterr().out.split())
     assert f"The budget is spent: {recorded()} of {epochs} epochs" in shown
-    before = recorded()
-    sweep(SPACE, **SIX, n_jobs=jobs, budget=Budget(epochs=before))
-    assert recorded() == before
     sweep(SPACE, **SIX, n_jobs=jobs, budget=Budget(epochs=30))
     assert (states(), recorded()) == (["COMPLETE"] * 6, 30)
 

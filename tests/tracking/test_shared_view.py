@@ -58,3 +58,11 @@ def test_it_is_sent_with_the_record_and_found_by_the_link(tmp_path):
     assert link("http://host:5000/", "7", "abc").startswith("http://host:5000/#/experiments/7/runs?")
     assert link("sqlite:///x.db", "7", "abc").startswith("http://127.0.0.1:5000/#/")
     assert "viewStateShareKey=abc" in link("http://host", "7", "abc")
+
+
+def test_of_several_objectives_each_run_is_a_point():
+    view = state(shared_view("abc", "s", ["val/AP", "time/images_per_s"], ["loss"], "loss", False))
+    assert view["groupBy"] is None
+    chart = view["compareRunCharts"][0]
+    assert (chart["type"], chart["xaxis"]["key"], chart["yaxis"]["key"]) == ("SCATTER", "time/images_per_s", "val/AP")
+    assert "metrics.`time/images_per_s`" in view["selectedColumns"]

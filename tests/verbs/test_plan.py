@@ -63,6 +63,13 @@ def test_a_plan_starts_nothing_and_after_the_sweep_says_so_and_what_more_would_t
     assert "That is by 1 runs that have ended\n" in shown
 
 
+def test_a_password_in_an_address_is_not_shown(ghm, capsys):
+    assert ghm("plan", *SMALL, "seed=1,2", "+note='postgresql://me:secret@host/db'") == 0
+    shown = capsys.readouterr().out
+    assert "secret" not in shown
+    assert "2 trials: 2 new" in shown
+
+
 @pytest.mark.parametrize("words", [["loss=focal,nonsense"], ["loss.cls.bins=0,5"]])
 def test_what_cannot_be_trained_is_refused_as_by_the_sweep(ghm, words):
     assert ghm("plan", *SMALL, *words) == 2
