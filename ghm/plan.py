@@ -45,11 +45,11 @@ class Need:
 
 
 def past(records: Iterable[Record]) -> list[Past]:
-    """Of MLflow's runs those that are finished trainings."""
+    """Of MLflow's finished runs those that are trainings."""
     found = []
     for record in records:
         steps = [one.step for one in record.data.to_proto().metrics if one.key == "train/loss"]
-        if record.info.status != "FINISHED" or not steps or steps[0] < 1 or record.info.end_time is None:
+        if not steps or steps[0] < 1 or record.info.end_time is None:
             continue
         seconds = (record.info.end_time - record.info.start_time) / 1000 / steps[0]
         folder = Path(record.data.tags.get("dir", ""))

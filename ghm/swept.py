@@ -72,10 +72,9 @@ class Trainings:
     def show(self, composer: Composer, search: Search, sweep: Sweep) -> None:
         """Compose and check every training of a finite space, or the first of a larger one, and say what they take."""
         states = _states(sweep)
-        points = search.points(sweep.n_trials)
-        endless = points is None
+        points, whole = search.preview(sweep.n_trials, sweep.n_jobs)
         planned = []
-        for point in search.first_points(sweep.n_jobs) if points is None else points:
+        for point in points:
             overrides = search.space.overrides(point)
             # Resolved once: all that is asked of it would resolve it anew.
             cfg = OmegaConf.create(OmegaConf.to_container(composer.compose(overrides), resolve=True))
@@ -90,7 +89,7 @@ class Trainings:
             planned.append(plan.Planned(" ".join(overrides), same, epochs, given | dict(cfg.choices), state))
         known = plan.past(self._open().finished())
         needs = plan.need(planned, known, sweep.n_jobs)
-        print(hidden("\n".join(plan.told(planned, sweep.n_trials if endless else None, needs, sweep.n_jobs))))
+        print(hidden("\n".join(plan.told(planned, None if whole else sweep.n_trials, needs, sweep.n_jobs))))
 
     def _given(self, overrides: list[str]) -> list[str]:
         whole = [*self._master.hydra.overrides.task, *overrides]

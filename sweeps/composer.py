@@ -25,7 +25,7 @@ class Composer:
         self._loader.repository = CachingConfigRepository(loader.repository)
         self._parser = OverridesParser.create(config_loader=loader)
         self._composed: dict[tuple[str, ...], DictConfig] = {}
-        self._split: dict[int, tuple[DictConfig, DictConfig]] = {}
+        self._split: dict[tuple[str, ...], tuple[DictConfig, DictConfig]] = {}
 
     def compose(self, overrides: list[str]) -> DictConfig:
         """A job's config without Hydra's own node, which is that of the sweep, but for the job's overrides."""
@@ -41,9 +41,9 @@ class Composer:
 
     def _apart(self, parsed: list[Override]) -> tuple[DictConfig, DictConfig]:
         """The config with the files that are chosen, without what they say of their own search; and Hydra's node."""
-        whole = self._of_files(parsed)
-        if id(whole) not in self._split:
-            own = copy.deepcopy(whole)
+        choices = self._choices(parsed)
+        if choices not in self._split:
+            own = copy.deepcopy(self._of_files(parsed))
             HydraConfig.instance().set_config(own)
             hydra = HydraConfig.instance().cfg
             assert hydra is not None
@@ -51,8 +51,8 @@ class Composer:
             own.pop("hydra")
             OmegaConf.set_struct(own, True)
             own_ranges.take(own)
-            self._split[id(whole)] = own, hydra
-        return self._split[id(whole)]
+            self._split[choices] = own, hydra
+        return self._split[choices]
 
     def whole(self, overrides: list[str]) -> DictConfig:
         """A job's config with Hydra's own node, as `run_job` takes it."""
@@ -85,10 +85,13 @@ class Composer:
 
     def _of_files(self, parsed: list[Override]) -> DictConfig:
         """With the files that overrides choose, and nothing else that they say."""
-        choices = tuple(str(one.input_line) for one in parsed if self._chooses(one))
+        choices = self._choices(parsed)
         if choices not in self._composed:
             self._composed[choices] = self._loader.load_sweep_config(self._master, list(choices))
         return self._composed[choices]
+
+    def _choices(self, parsed: list[Override]) -> tuple[str, ...]:
+        return tuple(str(one.input_line) for one in parsed if self._chooses(one))
 
     def _chooses(self, override: Override) -> bool:
         """Whether it chooses a file of a group, and sets no value."""

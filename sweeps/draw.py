@@ -52,9 +52,15 @@ class Search:
         tried = {identity(trial.params) for trial in ledger.trials}
         return len(ledger.trials) + len([point for point in points if identity(point) not in tried])
 
-    def first_points(self, count: int) -> list[Params]:
-        """Those that would be drawn of a large space as long as nothing is known of any."""
-        return [self._drawn(number) for number in range(count)]
+    def preview(self, n_trials: int, first: int) -> tuple[list[Params], bool]:
+        """Every point of a space of at most `n_trials`, and that these are all.
+
+        Of a larger one the `first` points that would be drawn as long as nothing is known of any.
+        """
+        points = self.points(n_trials)
+        if points is not None:
+            return points, True
+        return [self._drawn(number) for number in range(min(first, n_trials))], False
 
     def _drawn(self, number: int) -> Params:
         given = self.given()

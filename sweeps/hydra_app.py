@@ -69,13 +69,9 @@ class HydraApp:
 
     def show(self, composer: Composer, search: Search, sweep: Sweep) -> None:
         """Print the points of a finite space, or the first that are drawn of a larger one."""
-        points = search.points(sweep.n_trials)
-        if points is None:
-            drawn = min(sweep.n_jobs, sweep.n_trials)
-            print(f"{sweep.n_trials} trials, of which the first {drawn} would be, as long as nothing is known of any:")
-            points = search.first_points(drawn)
-        else:
-            print(f"{len(points)} trials:")
+        points, whole = search.preview(sweep.n_trials, sweep.n_jobs)
+        first = f"of which the first {len(points)} would be, as long as nothing is known of any"
+        print(f"{len(points)} trials:" if whole else f"{sweep.n_trials} trials, {first}:")
         for number, point in enumerate(points):
             overrides = search.space.overrides(point)
             composer.whole(overrides)

@@ -67,9 +67,8 @@ def ranking(sweep: SweepResult) -> Figure:
 def pareto(sweep: SweepResult, other: str) -> Figure:
     """The first objective over another: filled and joined on the front, hollow behind it, crosses out of bounds."""
     done, color = sweep.done, _colors(sweep)
-    front = done[done["trial"].isin(sweep.front)].sort_values(other)
-    rest = sweep.allowed[~sweep.allowed["trial"].isin(sweep.front)]
-    broken = done[~done["allowed"]]
+    first = done["trial"].isin(sweep.front)
+    front, rest, broken = done[first].sort_values(other), done[done["allowed"] & ~first], done[~done["allowed"]]
     figure, axes = _axes(height=4.2)
     axes.plot(front[other], front[sweep.objective], color="#444444", linewidth=1.2, zorder=1)
     colors = [color[trial] for trial in rest["trial"]]

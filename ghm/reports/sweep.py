@@ -69,7 +69,7 @@ class SweepResult:
 
     @property
     def learned(self) -> bool:
-        """Whether the best trial's boxes beat chance."""
+        """Whether any trial's boxes beat chance."""
         return bool(len(self.done)) and float(self.done["val/AP50"].max()) > self.chance
 
 
