@@ -46,12 +46,16 @@ def test_without_a_sweep_nobody_hears_a_report():
 
 
 def test_it_is_swept_pruned_continued_and_recorded_as_hydra_does():
-    asked = (*SWEPT, *SMALL, "hydra.sweeper.n_jobs=2", "hydra/sweeper/pruner=median", "steps=20")
+    worst = 12.0  # a bound, and no comparison: two slots end in any order
+    pruned = ("hydra/sweeper/pruner=threshold", f"hydra.sweeper.pruner.upper={worst}")
+    asked = (*SWEPT, *SMALL, "hydra.sweeper.n_jobs=2", *pruned, "steps=20")
     ended = run(*asked)
     assert ended.returncode == 0, ended.stderr
     trials = study().trials
     assert len(trials) == 6
     assert {trial.state.name for trial in trials} == {"COMPLETE", "PRUNED"}
+    for trial in trials:
+        assert (trial.state.name == "PRUNED") == (trial.intermediate_values[5] > worst)
     for trial in trials:
         x, y = trial.params["x"], trial.params["y"]
         assert trial.value == pytest.approx((x - 2) ** 2 + y + 1 / len(trial.intermediate_values))
