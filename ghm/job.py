@@ -92,6 +92,7 @@ class RunKey:
 
     sweep: str | None
     trial: int | None
+    run: int | None  # of the trial's runs, in the sweep; the trial's number where it has one
     seed: int
     attempt: int  # 2 after its process was lost once
     start: int  # how often it was started, this one included
@@ -141,6 +142,7 @@ class Job:
         key = RunKey(
             sweep=trial["name"],
             trial=trial["trial"],
+            run=trial["run"],
             seed=settings.seed,
             attempt=trial["attempt"] or start,
             start=start,

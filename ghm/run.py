@@ -78,7 +78,8 @@ def _placed(job: Job, cfg: DictConfig) -> Job:
     """
     place, key = job.place, job.key
     if key.sweep is not None:
-        shared = cfg.trial.shared and (cfg.trial.mark is None or nodes.sees(place.folder.parent, cfg.trial.mark))
+        marked, above = cfg.trial.mark, place.folder.parents[:2]  # the sweep's folder is above the trial's
+        shared = cfg.trial.shared and (marked is None or any(nodes.sees(folder, marked) for folder in above))
         # A node that is gone no longer says that it sees another folder; what it trained may be in MLflow alone.
         moving = moved.trained_elsewhere(place.folder, cfg.trial.epochs) and not nodes.is_file(place.tracking_uri)
         shared = shared and not moving

@@ -62,7 +62,7 @@ class Trainings:
         """A trial's, for `task`."""
         cfg = composer.compose(overrides)
         choices.note(cfg)
-        cfg.dir = str(self.folder / f"{number:04d}")
+        cfg.dir = context.pop("folder")
         trial = {"trial": number, "label": title(number, label), "params": json.dumps(params), "command": command()}
         OmegaConf.update(cfg, "trial", trial | context)
         container = OmegaConf.to_container(cfg, resolve=True)

@@ -163,7 +163,7 @@ class _Recorder:
         self.drawn, self.drawing = time.monotonic(), 5.0  # when, and the seconds that it takes
         self.hub = None if job.place.hub is None else ray.get_actor(job.place.hub)
         if self.hub is not None and job.place.workers > 0:
-            self.hub.group.remote(job.key.trial, job.key.attempt, get_current_placement_group().id.hex())
+            self.hub.group.remote(job.key.run, job.key.attempt, get_current_placement_group().id.hex())
         checkpoint.derive(state, job.place.folder, job.place.keep)
         self.recorded = self.spool.last_step()
         if self.recorded < 0 and not state.history:
@@ -242,7 +242,7 @@ class _Recorder:
         key, settings = self.job.key, self.job.settings
         metrics = epoch["metrics"]
         value = metrics[settings.objectives[0]]
-        said = hub.report.remote(key.trial, key.attempt, epoch["epoch"], settings.epochs, value, metrics)
+        said = hub.report.remote(key.run, key.attempt, epoch["epoch"], settings.epochs, value, metrics)
         try:
             answer = Answer(ray.get(said))
         except RayActorError as error:

@@ -3,7 +3,8 @@
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from statistics import fmean
 from typing import Any
 
 from ghm.failure import Failed
@@ -16,14 +17,15 @@ from sweeps.goal import Goal, Values
 from sweeps.hub import Report
 from sweeps.lease import Lease
 from sweeps.ledger import Ledger, Trial
-from sweeps.policy import End, Rules
+from sweeps.policy import Change, End, Rules
 from sweeps.record import Record
+from sweeps.replicates import Replicates, dropped
 from sweeps.slots import Slots, Task
 from sweeps.space import label
 from sweeps.states import Answer, State
 from sweeps.view import View
 
-# Makes a trial's config of its number, what was drawn, its label, and what it has to know of its sweep.
+# Makes a run's config of its trial's number, what was drawn, its label, and what it has to know of its sweep.
 Compose = Callable[[int, dict[str, Any], str, dict[str, Any]], dict[str, Any]]
 
 
@@ -47,17 +49,20 @@ class Controller:
     rules: Rules
     sight: Sight
     meter: Meter
+    replicates: Replicates = field(default_factory=Replicates)
     draining: bool = False
     _said: bool = False  # that it drains
     _exhausted: bool = False  # no point is left to draw
-    _next: tuple[Trial, dict[str, Any]] | None = None  # composed while others run
-    _told: dict[int, Answer] = field(default_factory=dict)  # the last answer to each trial that runs
+    _next: tuple[Trial, int, dict[str, Any]] | None = None  # a trial and its replicate, composed while others run
+    # By the number of a run, which is its trial's where that has no other:
+    _told: dict[int, Answer] = field(default_factory=dict)  # the last answer to each that runs
     _metrics: dict[int, Mapping[str, float]] = field(default_factory=dict)  # that each reported last
-    _waits: dict[int, float] = field(default_factory=dict)  # until when a lost trial is not tried again
+    _waits: dict[int, float] = field(default_factory=dict)  # until when one that was lost is not tried again
 
     def run(self) -> None:
         """SweepFailed as soon as too many tasks raised. What has not ended waits in the ledger."""
         self.view.show(self.ledger)
+        self._settle()  # what a controller that was killed left half done
         while True:
             while not self.draining and self.slots.free() and self._prepare() and self.meter.allows():
                 self._start()
@@ -92,74 +97,140 @@ class Controller:
             self.view.note(f"ending: {len(self.slots.busy)} trials end with the epoch they are in; again stops at once")
 
     def _prepare(self) -> bool:
-        """Have the next trial drawn and composed; whether there is one."""
+        """Have the next run drawn and composed; whether there is one."""
+        if self._next is not None and self._next[0].over:  # out of the race since
+            self._next = None
         if self._next is not None or self.draining:
             return self._next is not None
-        trial = policy.due(self.ledger.trials, self._waits, time.monotonic())
-        if trial is None:
-            if self._exhausted or len(self.ledger.trials) >= self.rules.n_trials:
-                return False
-            drawn = self.search.draw(self.ledger, self.rules.n_trials)
-            if drawn is None:
-                self._exhausted = True
-                return False
-            trial = self.ledger.queue(drawn)
+        due = self._due()
+        if due is None:
+            return False
+        trial, replicate = due
         try:
             self.ledger.complete(trial.number, self.search.space)
-            context = self.record.context(trial, self.slots.hub_name, self.sight)
-            self._next = trial, self.compose(trial.number, trial.params, label(trial.params), context)
+            context = self.record.context(trial, replicate, self.slots.hub_name, self.sight)
+            context["seed"] = seed = self.replicates.seed(replicate)
+            named = label(trial.params) + ("" if seed is None else f" {self.replicates.key}={seed}")
+            self._next = trial, replicate, self.compose(trial.number, trial.params, named, context)
         except Exception:
-            self.view.started(trial.number, str(trial.params))
-            self._end(trial.number, End(error=traceback.format_exc()))
+            self.view.started(self.replicates.run(trial.number, replicate), label(trial.params))
+            self._end(self.replicates.run(trial.number, replicate), End(error=traceback.format_exc()))
             return self._prepare()
         return True
 
+    def _due(self) -> tuple[Trial, int] | None:
+        """The run to start next. Of a finite space each point is run once before any is run again."""
+        wide = self.search.points(self.rules.n_trials) is not None
+        known = self._queued(wide, ahead=False)
+        if known is not None and not (wide and known[1]):
+            return known
+        if not self._exhausted and len(self.ledger.trials) < self.rules.n_trials:
+            drawn = self.search.draw(self.ledger, self.rules.n_trials)
+            if drawn is not None:
+                return self.ledger.queue(drawn), 0
+            self._exhausted = True
+        if known is None and self.slots.free():
+            return self._queued(wide, ahead=True)
+        return known
+
+    def _queued(self, wide: bool, ahead: bool) -> tuple[Trial, int] | None:
+        return policy.due(self.ledger.trials, self._waits, time.monotonic(), self.replicates, wide, ahead)
+
     def _start(self) -> None:
         assert self._next is not None
-        (trial, config), self._next = self._next, None
-        self.ledger.start(trial.number)
-        self.meter.started(trial.number)
-        self.view.started(trial.number, label(trial.params), trial.attempt)
-        self.slots.start(trial.number, trial.attempt, self.task, config)
+        (trial, replicate, config), self._next = self._next, None
+        number, attempt = self.replicates.run(trial.number, replicate), trial.run(replicate).attempt
+        self.record.started(trial, label(trial.params))
+        self.ledger.start(trial.number, replicate)
+        self.meter.started(number)
+        self.view.started(number, label(trial.params), attempt)
+        self.slots.start(number, attempt, self.task, config)
 
     def _answer(self, report: Report) -> None:
-        trial = self.ledger.trials[report.trial]
-        if trial.state != State.RUNNING or trial.attempt != report.attempt:
+        number, replicate = self.replicates.of(report.trial)
+        trial, run = self.ledger.trials[number], self.ledger.trials[number].run(replicate)
+        if not run.running or run.attempt != report.attempt:
             return
-        self.ledger.report(report.trial, report.epoch, report.value)
+        if trial.over:
+            self.slots.answer(report, Answer.PRUNE)
+            return
+        self.ledger.report(number, report.epoch, report.value, replicate)
         self._metrics[report.trial] = report.metrics
         self.meter.reported(report.trial)
         if self.meter.budget != Budget():
             self.ledger.keep_used(self.meter.used)
         self.view.reported(report.trial, report.epoch, report.epochs, report.value)
-        prunes = not 0 < report.epochs <= report.epoch and self.ledger.prunes(report.trial)
+        prunes = not replicate and not 0 < report.epochs <= report.epoch and self.ledger.prunes(number)
         ending = self.draining or not self.meter.allows(report.trial)
-        told = policy.answer(trial, report.epoch, report.epochs, prunes, ending)
+        told = policy.answer(run, report.epoch, report.epochs, prunes, ending)
         if told == Answer.GO_ON and report.epoch != report.epochs:
             self.meter.goes_on(report.trial)
         self._told[report.trial] = told
         self.slots.answer(report, told)
 
     def _end(self, number: int, end: End) -> None:
-        trial = self.ledger.trials[number]
-        if trial.state == State.RUNNING:  # and not one that could not even be composed
+        """A run ended: what becomes of it, of its trial, and of the race."""
+        of_trial, replicate = self.replicates.of(number)
+        trial = self.ledger.trials[of_trial]
+        run = trial.run(replicate)
+        if run.running:  # and not one that could not even be composed
             self.meter.ended(number)
             self.ledger.keep_used(self.meter.used)
-        end = self._checked(number, end)
-        change = policy.after(trial, end, self._told.pop(number, Answer.GO_ON), self.rules)
+        if trial.over:  # dropped or failed meanwhile
+            run.running = False
+            self._told.pop(number, None)
+            self._metrics.pop(number, None)
+            self.view.gone(number)
+            return
+        change = policy.after(run, self._checked(number, end), self._told.pop(number, Answer.GO_ON), self.rules)
         if change.state == State.QUEUED:
             self._waits[number] = time.monotonic() + change.wait
-            self.ledger.requeue(number, change.attempt)
+            self.ledger.requeue(of_trial, replicate, change.attempt)
             self.view.queued(number, change)
             return
-        self.ledger.end(
-            number, change.state, change.values, hidden(change.error), change.spent, self._violations(number)
-        )
+        violations = self._violations(number)
+        self.view.gone(number)
+        if change.state == State.DONE and self.replicates.count > 1:
+            self.ledger.keep(of_trial, replicate, change.values, violations)
+            self.view.kept(self.ledger, number, change.values)
+            self._settle()
+        else:
+            self._close(trial, change, violations)
+
+    def _close(self, trial: Trial, change: Change, violations: Values = ()) -> None:
+        """A trial has ended."""
+        if change.state == State.PRUNED and not change.error:
+            change = replace(change, error=f"{type(self.search.pruner).__name__}, after epoch {max(trial.epochs)}")
+        self.ledger.end(trial.number, change.state, change.values, hidden(change.error), change.spent, violations)
         if change.state == State.FAILED:
             self.record.failure(trial, label(trial.params))
+        self.record.ended(trial)
         self.view.ended(self.ledger, trial)
         if change.state == State.FAILED and not self.draining:
             self._give_up_if_needed()
+
+    def _together(self, trial: Trial) -> Values:
+        return self.replicates.value([run.values for run in trial.ended], self.goal.directions)
+
+    def _settle(self) -> None:
+        """End the trials that are out of the race, and those of which all runs have ended."""
+        self._race()
+        for trial in self.ledger.trials:
+            if not trial.over and len(trial.ended) == self.replicates.count:
+                broken = tuple(fmean(parts) for parts in zip(*(run.violations for run in trial.ended), strict=True))
+                self._close(trial, Change(State.DONE, 1, self._together(trial)), broken)
+
+    def _race(self) -> None:
+        """Drop the trials that are clearly worse than another, seed by seed. Of several objectives none is."""
+        if self.goal.several or not self.replicates.race:
+            return
+        lost = (State.PRUNED, State.FAILED)
+        still = [trial for trial in self.ledger.trials if trial.state not in lost and trial.ended]
+        values = {trial.number: [-self.goal.rank(run.values)[0] for run in trial.ended] for trial in still}
+        running = [trial.number for trial in still if not trial.over and len(trial.ended) < self.replicates.count]
+        for drop in dropped(values, running, self.replicates.race):
+            trial = self.ledger.trials[drop.trial]
+            self._close(trial, Change(State.PRUNED, 1, self._together(trial), str(drop)))
 
     def _checked(self, number: int, end: End) -> End:
         """How an attempt ended, as an error where what it returned, or reported, is not what the sweep is after."""

@@ -62,9 +62,10 @@ class HydraApp:
         """A trial's, for `task`: with Hydra's own node, and beside it what the trial has to know of its sweep."""
         cfg = composer.whole(overrides)
         with read_write(cfg.hydra), open_dict(cfg.hydra):
-            cfg.hydra.sweep.dir, cfg.hydra.sweep.subdir = str(self.folder), f"{number:04d}"
-            cfg.hydra.job.num, cfg.hydra.job.id = number, f"{cfg.hydra.job.name}_{number}"
-        about = {"folder": str(self.folder / f"{number:04d}"), "number": number, "label": title(number, label)}
+            cfg.hydra.sweep.dir = str(self.folder)
+            cfg.hydra.sweep.subdir = str(Path(context["folder"]).relative_to(self.folder))
+            cfg.hydra.job.num, cfg.hydra.job.id = context["run"], f"{cfg.hydra.job.name}_{context['run']}"
+        about = {"number": number, "label": title(number, label)}
         return {"cfg": cfg, "trial": about | {"params": json.dumps(params)} | context}
 
     def show(self, composer: Composer, search: Search, sweep: Sweep) -> None:

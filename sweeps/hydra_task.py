@@ -59,7 +59,8 @@ class _Trial:
     objective: str
     tracked: bool
     folder: str
-    number: int
+    number: int  # of the trial
+    run: int  # of this run of it, in its sweep
     label: str
     params: str
     name: str
@@ -91,7 +92,7 @@ class _Trial:
         if self.spool is not None and step > self.spool.last_step():
             self.spool.log_metrics({self.objective: value, **metrics}, step)
         hub = ray.get_actor(self.hub)
-        self.answer = Answer(ray.get(hub.report.remote(self.number, self.attempt, step, steps, value, dict(metrics))))
+        self.answer = Answer(ray.get(hub.report.remote(self.run, self.attempt, step, steps, value, dict(metrics))))
         if self.answer == Answer.LOST:
             raise Lost(f"trial {self.number}: its sweep has given up attempt {self.attempt}, or is gone")
         if self.answer != Answer.GO_ON:

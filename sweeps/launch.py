@@ -28,6 +28,7 @@ from sweeps.lease import Lease, LeaseLost
 from sweeps.ledger import Ledger
 from sweeps.policy import Rules
 from sweeps.record import Record
+from sweeps.replicates import Replicates
 from sweeps.slots import Resources, Slots, Task
 from sweeps.space import label
 from sweeps.states import State
@@ -53,6 +54,7 @@ class Sweep:
     max_failure_rate: float
     resources: Resources
     budget: Budget = field(default_factory=Budget)
+    replicates: Replicates = field(default_factory=Replicates)
     max_attempts: int = 3
     backoff: float = 5.0
     patience: float = 300.0
@@ -116,12 +118,12 @@ def run_sweep(
             with warnings.catch_warnings(category=ExperimentalWarning, action="ignore"):
                 study.set_metric_names(list(sweep.goal.objectives))  # as the dashboard of studies calls them
         lease = stack.enter_context(Lease(storage, study._study_id, sweep.name, sweep.lease))
-        ledgers.claim(study, search.space, sweep.goal)
+        ledgers.claim(study, search.space, sweep.goal, sweep.replicates)
         again = None if search.lasting is None else lambda ledger: search.draw(ledger, sweep.n_trials)
         ledger = Ledger(study, search.pruner, again)
         total = search.total(ledger, sweep.n_trials)
         rules = Rules(total, sweep.max_failure_rate, sweep.max_attempts, sweep.backoff, sweep.patience)
-        record = Record(sweep.name, ledger.key, sweep.folder)
+        record = Record(sweep.name, ledger.key, sweep.folder, sweep.replicates)
         unfinished = len(ledger.trials) < total or ledger.count(State.QUEUED) > 0
         meter = Meter(sweep.budget, sweep.resources.total["GPU"], ledger.used, lambda: ledger.epochs)
         affordable = meter.allows()
@@ -133,11 +135,10 @@ def run_sweep(
             _point(ledger, tracker, sweep, search.space.keys)
             record.begin(sweep.goal, search.space.keys, search.space.group)
             if unfinished and affordable:
-                with _slots(sweep) as slots, View(sweep.name, sweep.goal, total, meter) as view:
+                with _slots(sweep) as slots, View(sweep.name, sweep.goal, total, meter, sweep.replicates) as view:
                     sight = Sight(sweep.folder)
-                    controller = Controller(
-                        sweep.goal, lease, ledger, search, slots, task, compose, record, view, rules, sight, meter
-                    )
+                    parts = (sweep.goal, lease, ledger, search, slots, task, compose, record, view, rules, sight, meter)
+                    controller = Controller(*parts, replicates=sweep.replicates)
                     _run(controller)
                     affordable = controller.complete
                 ledger.keep_used(meter.used)
@@ -227,7 +228,7 @@ def _orderly_end(ledger: Ledger, record: Record) -> Iterator[None]:
         if state != State.RUNNING:
             for trial in ledger.trials:
                 if trial.state == State.RUNNING:
-                    ledger.requeue(trial.number, trial.attempt)
+                    ledger.requeue(trial.number)
             OmegaConf.save(ledger.results(), record.folder / "optimization_results.yaml")
             record.finish(state, ledger.trials)
 

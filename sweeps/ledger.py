@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,12 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_aft
 from ghm.job import canonical
 from sweeps.budget import Used
 from sweeps.goal import Goal, Values
+from sweeps.replicates import Replicates
 from sweeps.space import Params, Space
 from sweeps.states import State
 
 BOUNDS = "constraints"  # where Optuna's samplers find what a trial breaks, among its system attributes
-ATTEMPT, ERROR, SPENT, USED = "attempt", "error", "attempts_spent", "used"
+ATTEMPT, ERROR, SPENT, USED, RUNS = "attempt", "error", "attempts_spent", "used", "runs"
 STATES = {
     State.QUEUED: TrialState.WAITING,
     State.RUNNING: TrialState.RUNNING,
@@ -45,22 +47,45 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
+class Run:
+    """One run of a trial, or its only one. `attempt` is the one that runs or is to run next."""
+
+    attempt: int = 1
+    epochs: int = 0  # reported
+    values: Values = ()  # once it has ended, and the trial has not
+    violations: Values = ()
+    running: bool = False
+
+
+@dataclass
 class Trial:
     """One configuration and what became of it.
 
-    `attempt` is the one that runs or is to run next. `error` is what a failed trial ended of, its last line the
-    reason; `spent` says that not the task raised it: its process or machine was lost once too often.
+    `error` is what a failed trial ended of, its last line the reason, or why it was pruned; `spent` says that not the
+    task raised it: its process or machine was lost once too often.
     """
 
     number: int
     params: Params
     state: State = State.QUEUED
-    attempt: int = 1
-    epochs: dict[int, float] = field(default_factory=dict)  # the first objective after each
+    runs: dict[int, Run] = field(default_factory=dict)  # by replicate, as far as they were begun; see `run`
+    epochs: dict[int, float] = field(default_factory=dict)  # of the first run: the first objective after each
     values: Values = ()  # of all objectives
     error: str = ""
     spent: bool = False
     violations: Values = ()  # of the bounds; above 0 where one is broken
+
+    def run(self, replicate: int) -> Run:
+        return self.runs.setdefault(replicate, Run())
+
+    @property
+    def over(self) -> bool:
+        return self.state not in (State.QUEUED, State.RUNNING)
+
+    @property
+    def ended(self) -> list[Run]:
+        """The runs that ended, up to the first that has not."""
+        return list(takewhile(lambda run: bool(run.values), (self.runs[one] for one in sorted(self.runs))))
 
     @property
     def value(self) -> float | None:
@@ -104,18 +129,20 @@ def create(storage: RDBStorage, name: str, directions: Sequence[str], folder: Pa
     return optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
 
 
-def claim(study: Study, space: Space, goal: Goal) -> None:
+def claim(study: Study, space: Space, goal: Goal, replicates: Replicates) -> None:
     """Have a study search this space for this goal. ValueError for one that searched something else before."""
     after: dict[str, Any] = {"direction": goal.directions[0]}
     if goal.several or goal.bounded:
         after = {"direction": goal.directions, "at_most": dict(goal.at_most), "at_least": dict(goal.at_least)}
+    if replicates.count > 1:
+        after |= {"replicates": replicates.count, "by": replicates.by, "first": replicates.first}
     searched = json.dumps(after | {"space": space.fingerprint()})
     if "searched" not in study.user_attrs and not study.get_trials(deepcopy=False):
         study.set_user_attr("searched", searched)
     elif study.user_attrs.get("searched") != searched:
         raise ValueError(
             f"hydra.sweeper.study_name={study.study_name}: holds a sweep over another space, or in another direction "
-            "or within other bounds; "
+            "or within other bounds, or with other seeds; "
             "give the same overrides, or another hydra.sweeper.study_name"
         )
 
@@ -148,7 +175,7 @@ class Ledger:
             self._add(frozen, self._again(_in_memory(copy(frozen)), None if draw is None else draw(self)))
         for trial in self.trials:
             if trial.state == State.RUNNING:
-                self.requeue(trial.number, trial.attempt)
+                self.requeue(trial.number)
 
     def _again(self, frozen: FrozenTrial, drawn: int | None) -> int:
         """A trial of the storage, in memory: that which was drawn, if it is the same point."""
@@ -188,8 +215,8 @@ class Ledger:
 
     @property
     def epochs(self) -> int:
-        """Recorded of all trials."""
-        return sum(len(trial.epochs) for trial in self.trials)
+        """Recorded of all runs."""
+        return sum(run.epochs for trial in self.trials for run in trial.runs.values())
 
     @property
     def used(self) -> Used:
@@ -252,15 +279,29 @@ class Ledger:
             self._store("set_trial_param", number, key, value, distributions[key])
         self.trials[number].params = params
 
-    def start(self, number: int) -> None:
-        self._store("set_trial_state_values", number, TrialState.RUNNING)
-        self.trials[number].state = State.RUNNING
+    def start(self, number: int, replicate: int = 0) -> None:
+        trial = self.trials[number]
+        if trial.state != State.RUNNING:
+            self._store("set_trial_state_values", number, TrialState.RUNNING)
+        trial.state, trial.run(replicate).running = State.RUNNING, True
 
-    def report(self, number: int, epoch: int, value: float) -> None:
-        """What an epoch came to; said again it changes nothing."""
-        if epoch not in self.trials[number].epochs:
+    def report(self, number: int, epoch: int, value: float, replicate: int = 0) -> None:
+        """What an epoch of a run came to; said again it changes nothing. Pruners see the first run's."""
+        trial, run = self.trials[number], self.trials[number].run(replicate)
+        if replicate and epoch > run.epochs:
+            run.epochs = epoch
+            self._keep_runs(number)
+        if not replicate and epoch not in trial.epochs:
             self._write("set_trial_intermediate_value", number, epoch, value)
-            self.trials[number].epochs[epoch] = value
+            trial.epochs[epoch] = value
+            run.epochs = len(trial.epochs)
+
+    def keep(self, number: int, replicate: int, values: Values, violations: Values) -> None:
+        """A run has ended; its trial has not, for all that this says."""
+        run = self.trials[number].run(replicate)
+        run.values, run.violations, run.running = values, violations, False
+        self._keep_runs(number)
+        self._rest(number)
 
     def prunes(self, number: int) -> bool:
         """The pruner's verdict on a trial's last epoch."""
@@ -278,7 +319,7 @@ class Ledger:
         spent: bool = False,
         violations: Values = (),
     ) -> None:
-        """A trial has ended. FAILED with what it ended of."""
+        """A trial has ended. FAILED with what it ended of; PRUNED, maybe, with why."""
         if violations:
             self._write("set_trial_system_attr", number, BOUNDS, violations)
         for key, said in ((ERROR, error[-4000:]), (SPENT, spent)):
@@ -289,12 +330,34 @@ class Ledger:
         trial.state, trial.values, trial.violations = state, values, violations
         trial.error, trial.spent = error, spent
 
-    def requeue(self, number: int, attempt: int) -> None:
-        """A trial is to go on later from its last checkpoint, as the same attempt or the next."""
-        if attempt != self.trials[number].attempt:
-            self._write("set_trial_user_attr", number, ATTEMPT, attempt)
-        self._store("set_trial_state_values", number, TrialState.WAITING)
-        self.trials[number].state, self.trials[number].attempt = State.QUEUED, attempt
+    def requeue(self, number: int, replicate: int | None = None, attempt: int | None = None) -> None:
+        """A run, or all of a trial, is to go on later from its last checkpoint, as the same attempt or another."""
+        trial = self.trials[number]
+        if replicate is not None and attempt is not None and attempt != trial.run(replicate).attempt:
+            trial.run(replicate).attempt = attempt
+            if replicate:
+                self._keep_runs(number)
+            else:
+                self._write("set_trial_user_attr", number, ATTEMPT, attempt)
+        for one, run in trial.runs.items():
+            run.running = run.running and replicate not in (None, one)
+        self._rest(number)
+
+    def _rest(self, number: int) -> None:
+        """A trial of which nothing runs waits for what is still to run."""
+        trial = self.trials[number]
+        if not any(run.running for run in trial.runs.values()):
+            self._store("set_trial_state_values", number, TrialState.WAITING)
+            trial.state = State.QUEUED
+
+    def _keep_runs(self, number: int) -> None:
+        """All of its runs that Optuna has no field for."""
+        runs = {}
+        for replicate, run in self.trials[number].runs.items():
+            runs[str(replicate)] = {"attempt": run.attempt, "epochs": run.epochs} | {
+                name: list(kept) for name, kept in (("values", run.values), ("violations", run.violations)) if kept
+            }
+        self._write("set_trial_user_attr", number, RUNS, runs)
 
     def results(self) -> dict[str, Any]:
         """What Hydra's Optuna sweeper writes to `optimization_results.yaml`."""
@@ -348,6 +411,9 @@ def retry(storage: RDBStorage, study: Study, numbers: list[int]) -> list[Trial]:
         for key, value in ((ATTEMPT, 1), (ERROR, ""), (SPENT, False)):
             if key in trial.user_attrs:
                 storage.set_trial_user_attr(trial._trial_id, key, value)
+        if runs := trial.user_attrs.get(RUNS):
+            again = {replicate: kept | {"attempt": 1} for replicate, kept in runs.items()}
+            storage.set_trial_user_attr(trial._trial_id, RUNS, again)
     return [trial_of(trial) for trial in chosen]
 
 
@@ -371,13 +437,22 @@ def trial_of(frozen: FrozenTrial) -> Trial:
         frozen.number,
         frozen.params or dict(frozen.system_attrs.get("fixed_params", {})),
         states[frozen.state],
-        attributes.get(ATTEMPT, 1),
+        _runs(frozen),
         dict(frozen.intermediate_values),
         tuple(frozen.values or ()) if frozen.state.is_finished() else (),
         attributes.get(ERROR, ""),
         attributes.get(SPENT, False),
         tuple(frozen.system_attrs.get(BOUNDS, ())),
     )
+
+
+def _runs(frozen: FrozenTrial) -> dict[int, Run]:
+    runs = {0: Run()}
+    for replicate, kept in frozen.user_attrs.get(RUNS, {}).items():
+        values, violated = (tuple(kept.get(name, ())) for name in ("values", "violations"))
+        runs[int(replicate)] = Run(kept["attempt"], kept["epochs"], values, violated)
+    runs[0].attempt, runs[0].epochs = frozen.user_attrs.get(ATTEMPT, 1), len(frozen.intermediate_values)
+    return runs
 
 
 def _patiently(write: Callable[[], None]) -> None:

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sweeps.goal import Values
-from sweeps.ledger import Trial
+from sweeps.ledger import Run, Trial
+from sweeps.replicates import Replicates
 from sweeps.states import Answer, State
 
 
@@ -31,7 +32,7 @@ class End:
 
 @dataclass(frozen=True)
 class Change:
-    """What becomes of a trial; one that is QUEUED goes on after `wait` seconds, as `attempt`."""
+    """What becomes of a run; one that is QUEUED goes on after `wait` seconds, as `attempt`."""
 
     state: State
     attempt: int
@@ -41,38 +42,60 @@ class Change:
     wait: float = 0.0
 
 
-def due(trials: Sequence[Trial], waits: Mapping[int, float], now: float) -> Trial | None:
-    """The queued trial to go on with, if any may."""
-    return next((trial for trial in trials if trial.state == State.QUEUED and waits.get(trial.number, 0) <= now), None)
+def due(
+    trials: Sequence[Trial], waits: Mapping[int, float], now: float, replicates: Replicates, wide: bool, ahead: bool
+) -> tuple[Trial, int] | None:
+    """The run to go on with, as trial and replicate, if any may.
+
+    One run of a trial at a time, as the race may drop it after each; `ahead`: more, for slots that would be idle.
+    `wide`: what has the fewest runs comes first; else a trial that was begun is brought to its end.
+    """
+    found = []
+    for trial in trials:
+        for replicate in range(replicates.count):
+            if trial.over:
+                break
+            run = trial.run(replicate)
+            waits_still = waits.get(replicates.run(trial.number, replicate), 0) > now
+            if not run.values and not run.running and not waits_still:
+                found.append((wide * replicate, trial.number, replicate))
+                if replicates.count == 1:
+                    return trial, 0
+            if not run.values and not ahead:
+                break
+    if not found:
+        return None
+    _, number, replicate = min(found)
+    return trials[number], replicate
 
 
-def answer(trial: Trial, epoch: int, epochs: int, prunes: bool, ending: bool) -> Answer:
+def answer(run: Run, epoch: int, epochs: int, prunes: bool, ending: bool) -> Answer:
     """To the report of an epoch, of `epochs` (0: nobody knows).
 
     `prunes` is the pruner's verdict on it; `ending` says that the sweep drains, or cannot afford another epoch.
     """
-    if 0 < epochs <= epoch or epoch < max(trial.epochs):
+    if 0 < epochs <= epoch or epoch < run.epochs:
         return Answer.GO_ON  # it is at its end, or repeats what was decided before
     if prunes:
         return Answer.PRUNE
     return Answer.DRAIN if ending else Answer.GO_ON
 
 
-def after(trial: Trial, end: End, told: Answer, rules: Rules) -> Change:
-    """What becomes of a trial whose attempt ended, having been told `told` last."""
+def after(run: Run, end: End, told: Answer, rules: Rules) -> Change:
+    """What becomes of a run whose attempt ended, having been told `told` last."""
     if end.lost is not None:
-        if trial.attempt >= rules.max_attempts:
-            error = f"attempt {trial.attempt} of {rules.max_attempts} was lost: {end.lost}"
-            return Change(State.FAILED, trial.attempt, error=error, spent=True)
-        return Change(State.QUEUED, trial.attempt + 1, error=end.lost, wait=rules.backoff * 2 ** (trial.attempt - 1))
+        if run.attempt >= rules.max_attempts:
+            error = f"attempt {run.attempt} of {rules.max_attempts} was lost: {end.lost}"
+            return Change(State.FAILED, run.attempt, error=error, spent=True)
+        return Change(State.QUEUED, run.attempt + 1, error=end.lost, wait=rules.backoff * 2 ** (run.attempt - 1))
     if end.error is not None:
-        return Change(State.FAILED, trial.attempt, error=end.error)
+        return Change(State.FAILED, run.attempt, error=end.error)
     assert end.values is not None
     if told == Answer.DRAIN:
-        return Change(State.QUEUED, trial.attempt)
+        return Change(State.QUEUED, run.attempt)
     if any(map(math.isnan, end.values)):
-        return Change(State.FAILED, trial.attempt, error="its objective is not a number (nan)")
-    return Change(State.PRUNED if told == Answer.PRUNE else State.DONE, trial.attempt, values=end.values)
+        return Change(State.FAILED, run.attempt, error="its objective is not a number (nan)")
+    return Change(State.PRUNED if told == Answer.PRUNE else State.DONE, run.attempt, values=end.values)
 
 
 def failures(trials: Sequence[Trial], rules: Rules) -> list[Trial]:

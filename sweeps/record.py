@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from ghm import provenance
@@ -11,6 +12,7 @@ from ghm.nodes import Sight
 from ghm.tracking import SPOOL, Spool, agree, shared_view
 from sweeps.goal import Goal
 from sweeps.ledger import Trial
+from sweeps.replicates import Replicates
 from sweeps.space import title
 from sweeps.states import State
 
@@ -22,6 +24,7 @@ class Record:
     name: str
     key: str
     folder: Path
+    seeds: Replicates = field(default_factory=Replicates)
 
     def begin(self, goal: Goal, swept: Sequence[str], group: str | None) -> None:
         """The sweep begins, or goes on; `group` is the key of `swept` by whose values its trials are compared."""
@@ -32,32 +35,77 @@ class Record:
             tags |= {"sweep.bounds": json.dumps({"at_most": dict(goal.at_most), "at_least": dict(goal.at_least)})}
         tags |= provenance.origin(provenance.source()["commit"])
         spool.start(self.name, tags, key=self.key)
-        spool.share(self.key, shared_view(self.key, self.name, goal.objectives, swept, group, goal.ascending))
+        seeds = self.seeds.count > 1
+        spool.share(self.key, shared_view(self.key, self.name, goal.objectives, swept, group, goal.ascending, seeds))
 
     def finish(self, state: State, trials: Sequence[Trial]) -> None:
         """The sweep ended so, for now or for good, and its trials are as the ledger has them.
 
         One that was ended in the middle, on a node whose folder this does not see, left its MLflow run running.
         """
+        states = {}
         for trial in trials:
-            spool = Spool(self.trial(trial.number))
-            if trial.state == State.QUEUED and trial.epochs and spool.key is None:
-                spool.join(self._trial_key(trial.number))
-        agree({self.trial(trial.number): trial.state for trial in trials})
+            if trial.over and Spool(self.trial(trial.number)).state() == State.RUNNING:
+                self.ended(trial)  # the ledger was written first
+            states[self.trial(trial.number)] = trial.state
+            for replicate, run in trial.runs.items():
+                place = self.place(trial.number, replicate)
+                spool = Spool(place)
+                if trial.state == State.QUEUED and run.epochs and not run.values and spool.key is None:
+                    spool.join(self._key(trial.number, replicate))
+                if self.seeds.count > 1:
+                    states[place] = State.DONE if run.values else trial.state
+        agree(states)
         Spool(self.folder, Spool(self.folder).attempts()).finish(state)
 
     def folders(self) -> list[Path]:
         """All that hold a record, the sweep's own first."""
-        return [self.folder, *sorted(path.parent for path in self.folder.glob(f"[0-9]*/{SPOOL}"))]
+        below = [path.parent for runs in ("", "seed-*/") for path in self.folder.glob(f"[0-9]*/{runs}{SPOOL}")]
+        return [self.folder, *sorted(below)]
 
-    def context(self, trial: Trial, hub: str, sight: Sight) -> dict[str, Any]:
-        """What a trial has to know to record itself and to report."""
-        keys = {"record": self._trial_key(trial.number), "parent": self.key}
-        seen = {"shared": sight.shared(), "mark": sight.mark, "epochs": max(trial.epochs, default=0)}
-        return {"name": self.name, "attempt": trial.attempt, "hub": hub} | keys | seen
+    def context(self, trial: Trial, replicate: int, hub: str, sight: Sight) -> dict[str, Any]:
+        """What a run has to know to record itself and to report; `folder` is its place."""
+        run = trial.run(replicate)
+        parent = self.key if self.seeds.count == 1 else self._key(trial.number)
+        keys = {"record": self._key(trial.number, replicate), "parent": parent}
+        seen = {"shared": sight.shared(), "mark": sight.mark, "epochs": run.epochs}
+        about = {"run": self.seeds.run(trial.number, replicate), "folder": str(self.place(trial.number, replicate))}
+        return {"name": self.name, "attempt": run.attempt, "hub": hub} | keys | seen | about
 
     def trial(self, number: int) -> Path:
         return self.folder / f"{number:04d}"
+
+    def place(self, number: int, replicate: int) -> Path:
+        """The folder of a run: its trial's, where it is the only one."""
+        seed = self.seeds.seed(replicate)
+        return self.trial(number) if seed is None else self.trial(number) / f"seed-{seed}"
+
+    def started(self, trial: Trial, label: str) -> None:
+        """A trial of several runs has a record of its own, above theirs."""
+        spool = Spool(self.trial(trial.number))
+        if self.seeds.count == 1 or spool.state() == State.RUNNING:
+            return
+        tags = {"sweep.name": self.name, "sweep.trial": trial.number, "sweep.params": json.dumps(trial.params)}
+        tags["sweep.replicates"] = self.seeds.count
+        Spool(self.trial(trial.number), spool.attempts() + 1).start(
+            title(trial.number, label), tags, self.key, self._key(trial.number)
+        )
+
+    def ended(self, trial: Trial) -> None:
+        """The end of such a record: the means of what its runs reported last, as far as this sees their folders."""
+        if self.seeds.count == 1:
+            return
+        spool = Spool(self.trial(trial.number), Spool(self.trial(trial.number)).attempts())
+        runs = [Spool(self.place(trial.number, replicate)) for replicate, run in trial.runs.items() if run.values]
+        reported = [metrics for metrics in (run.last_metrics() for run in runs) if metrics]
+        shared = [key for key in (reported[0] if reported else {}) if all(key in metrics for metrics in reported)]
+        if shared:
+            spool.log_metrics({key: fmean(one[key] for one in reported) for key in shared}, len(reported))
+        if params := next((run.params() for run in runs if run.params()), None):
+            spool.log_params({key: value for key, value in params.items() if key != self.seeds.key})
+        if trial.error:
+            spool.set_tags({"error": trial.error[-4000:]})
+        spool.finish(trial.state)
 
     def failure(self, trial: Trial, label: str) -> None:
         """Of a trial that could not record its own end, or not even its beginning."""
@@ -67,9 +115,11 @@ class Record:
         spool = Spool(self.trial(trial.number), max(spool.attempts(), 1))
         tags = {"sweep.name": self.name, "sweep.trial": trial.number, "sweep.params": json.dumps(trial.params)}
         if spool.key is None:
-            spool.start(title(trial.number, label), tags, self.key, self._trial_key(trial.number))
+            spool.start(title(trial.number, label), tags, self.key, self._key(trial.number))
         spool.set_tags({"error": trial.error[-4000:]})
         spool.finish(State.FAILED)
 
-    def _trial_key(self, number: int) -> str:
-        return f"{self.key}-{number:04d}"
+    def _key(self, number: int, replicate: int | None = None) -> str:
+        """Of a trial's MLflow run, or of one of several below it."""
+        seed = None if replicate is None else self.seeds.seed(replicate)
+        return f"{self.key}-{number:04d}" + ("" if seed is None else f"-{seed}")

@@ -93,7 +93,7 @@ class Slot:
                         # Nobody waits for this trial, nor takes its place in the cluster back.
                         ray.kill(ray.get_runtime_context().current_actor)
 
-        self._hub.beat.remote(trial, attempt)
+        ray.get(self._hub.beat.remote(trial, attempt))  # heard before it could be stopped: silence counts from then on
         Thread(target=beat, daemon=True).start()
         try:
             yield

@@ -13,6 +13,7 @@ from sweeps.budget import Meter
 from sweeps.goal import Goal, Values
 from sweeps.ledger import Ledger, Trial
 from sweeps.policy import Change
+from sweeps.replicates import Replicates
 from sweeps.space import label
 from sweeps.states import State
 
@@ -39,15 +40,17 @@ class View:
     goal: Goal
     n_trials: int
     meter: Meter | None = None
+    replicates: Replicates = field(default_factory=Replicates)
     done: int = 0
     pruned: int = 0
     failed: int = 0
     best: tuple[Values, str] | None = None
     front: int = 0  # how many trials no other beats
-    running: dict[int, Running] = field(default_factory=dict)
+    running: dict[int, Running] = field(default_factory=dict)  # by the number of the run
+    left: int = 0  # runs that have not ended
     console: Console = field(default_factory=Console)
     _begun: float = field(default_factory=time.monotonic)
-    _work: float = 0.0  # trials' worth of work finished since the sweep began or was continued
+    _work: float = 0.0  # runs' worth of work finished since the sweep began or was continued
     _live: Live | None = None
     _said: float = field(default_factory=time.monotonic)  # when the last line was printed
 
@@ -65,35 +68,51 @@ class View:
         """What the ledger holds now."""
         self.done, self.pruned, self.failed = map(ledger.count, (State.DONE, State.PRUNED, State.FAILED))
         self.front = len(ledger.front)
+        each = self.replicates.count
+        open_ones = [trial for trial in ledger.trials if not trial.over]
+        self.left = (self.n_trials - len(ledger.trials)) * each + sum(each - len(one.ended) for one in open_ones)
         if (best := ledger.best) is not None:
             self.best = (best.values, f"trial {best.number}, {label(best.params)}")
 
-    def started(self, trial: int, label: str, attempt: int = 1) -> None:
-        self.running[trial] = Running(label)
-        self._line(f"trial {trial} started{f' (attempt {attempt})' if attempt > 1 else ''}: {label}")
+    def started(self, run: int, label: str, attempt: int = 1) -> None:
+        self.running[run] = Running(label)
+        again = f" (attempt {attempt})" if attempt > 1 else ""
+        self._line(f"{self.replicates.named(run)} started{again}: {label}")
 
-    def reported(self, trial: int, epoch: int, epochs: int, value: float) -> None:
-        if trial in self.running:
-            self.running[trial] = Running(self.running[trial].label, epoch, epochs, value)
+    def reported(self, run: int, epoch: int, epochs: int, value: float) -> None:
+        if run in self.running:
+            self.running[run] = Running(self.running[run].label, epoch, epochs, value)
         if time.monotonic() - self._said > QUIET:
-            trials = sorted(self.running.items())
-            epochs_of = ", ".join(f"trial {number} epoch {one.epoch}/{one.epochs or '?'}" for number, one in trials)
+            runs = sorted(self.running.items())
+            epochs_of = ", ".join(
+                f"{self.replicates.named(number)} epoch {one.epoch}/{one.epochs or '?'}" for number, one in runs
+            )
             self._line("  " + "; ".join(filter(None, [epochs_of, self.best_so_far(), self.time_left()])))
 
-    def ended(self, ledger: Ledger, trial: Trial) -> None:
-        gone = self.running.pop(trial.number)
+    def gone(self, run: int) -> None:
+        """A run has ended."""
+        if run in self.running:
+            self._work += self.running.pop(run).share or 1.0
+
+    def kept(self, ledger: Ledger, run: int, values: Values) -> None:
+        """A run has ended, one of several of its trial."""
         self.show(ledger)
-        self._work += 1.0 if trial.state == State.DONE else gone.share
+        self._line(f"{self.replicates.named(run)} done: {self._shown(values)}")
+
+    def ended(self, ledger: Ledger, trial: Trial) -> None:
+        self.show(ledger)
         shown = f" {self._shown(trial.values)}" if trial.values else ""
+        shown += f" over {len(trial.ended)} seeds" if trial.ended else ""
         shown += "" if trial.allowed else " (breaks a bound)"
-        self._line(f"trial {trial.number} {trial.state}:{shown} {trial.reason or gone.label}")
+        why = f", {trial.reason}" if trial.reason else ""
+        self._line(f"trial {trial.number} {trial.state}:{shown} {label(trial.params)}{why}")
         self._line("  " + "; ".join(filter(None, [self.counts(), self.best_so_far(), self.time_left()])))
 
-    def queued(self, trial: int, change: Change) -> None:
-        """A trial did not end, and goes on later."""
-        gone = self.running.pop(trial)
+    def queued(self, run: int, change: Change) -> None:
+        """A run did not end, and goes on later."""
+        gone = self.running.pop(run)
         again = f"attempt {change.attempt} follows in {change.wait:g} s" if change.error else "goes on later"
-        self.note(f"trial {trial} {'lost: ' + change.error if change.error else gone.label}; {again}")
+        self.note(f"{self.replicates.named(run)} {'lost: ' + change.error if change.error else gone.label}; {again}")
 
     def note(self, text: str) -> None:
         """A line above the panel."""
@@ -124,8 +143,7 @@ class View:
         if self._work + now <= 0:
             return None
         pace = (time.monotonic() - self._begun) / (self._work + now)
-        left = self.n_trials - self.done - self.pruned - self.failed - now
-        return max(left, 0.0) * pace
+        return max(self.left - now, 0.0) * pace
 
     def render(self) -> Group:
         elapsed = f"{_clock(time.monotonic() - self._begun)} elapsed"
@@ -138,7 +156,9 @@ class View:
         for number, trial in sorted(self.running.items()):
             bar = ProgressBar(total=1.0, completed=trial.share, width=24)
             value = "" if trial.value is None else f"{trial.value:.4f}"
-            table.add_row(f"trial {number}", bar, f"{trial.epoch}/{trial.epochs or '?'}", value, trial.label)
+            table.add_row(
+                self.replicates.named(number), bar, f"{trial.epoch}/{trial.epochs or '?'}", value, trial.label
+            )
         return Group(head, Text(self.best_so_far(), style="green"), table)
 
     def _line(self, text: str) -> None:

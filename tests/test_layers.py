@@ -163,7 +163,10 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
             "ghm.targets",
             "ghm.tracking",
         },
-        {"hydra_plugins", "optuna", "optuna_dashboard", "ray", "hydra", "omegaconf", "rich", "sqlalchemy", "tenacity"},
+        {
+            *("hydra_plugins", "optuna", "optuna_dashboard", "ray", "hydra", "omegaconf"),
+            *("rich", "scipy", "sqlalchemy", "tenacity"),
+        },
     ),
 }
 BARE = ("losses", "data", "models", "training", "training.engine", "training.checkpoint", "scoring")

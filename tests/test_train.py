@@ -212,6 +212,26 @@ def test_a_sweep_runs_reports_and_continues(ghm, capsys):
     assert ghm("report", *swept[2:]) == code
 
 
+def test_seeds_of_a_trial_are_runs_below_it_in_mlflow_and_in_the_report(ghm, capsys):
+    seeds = ("hydra.sweeper.replicates=2", "seed=3", "hydra.sweeper.study_name=seeds")
+    swept = ("train", "-m", "epochs=1", *SMALL, "loss=focal", "figures=false", *seeds)
+    assert ghm(*swept) in (0, 1)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "trial 0, seed 4 done: val/AP" in shown
+    assert re.search(r"Best: defaults with val/AP \d\.\d+ ± \d\.\d+, mean of 2 seeds\.", shown)
+    parent, child, *runs = sorted(recorded(), key=lambda run: len(run.data.tags["ghm.key"]))
+    assert {run.data.tags["mlflow.parentRunId"] for run in runs} == {child.info.run_id}
+    assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert {run.data.params["seed"] for run in runs} == {"3", "4"}
+    assert child.data.metrics["train/loss"] == pytest.approx(sum(run.data.metrics["train/loss"] for run in runs) / 2)
+    assert (child.data.params["loss"], "seed" in child.data.params) == ("focal", False)
+    assert {path.name for path in Path("runs/sweeps/seeds/0000").glob("seed-*")} == {"seed-3", "seed-4"}
+    assert ghm(*swept, "hydra.sweeper.seed_key=nothing") == 2
+    assert "hydra.sweeper.seed_key=nothing: hydra.sweeper.replicates=2 needs a key" in capsys.readouterr().err
+    assert ghm(*(word.replace("seed=3", "seed=3,4") for word in swept)) == 2
+    assert "seed: is swept, and hydra.sweeper.replicates runs each trial with seeds" in capsys.readouterr().err
+
+
 def test_a_sweep_for_accuracy_and_size_within_a_bound_on_speed(ghm, capsys):
     objectives = ("objective=[val/AR100,model/parameters]", "hydra.sweeper.direction=[maximize,minimize]")
     bound = "hydra.sweeper.at_least={time/images_per_s: 0.001}"

@@ -3,6 +3,7 @@
 import base64
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from rich import box
 from rich.table import Table
 
 from ghm.reports import note
+from ghm.reports.comparison import Arm, compare
 from ghm.reports.figures import figures
 from ghm.reports.sweep import SweepResult
 from ghm.secrets import hidden
@@ -27,16 +29,66 @@ def verdict(sweep: SweepResult) -> str:
     best, objective = sweep.allowed.iloc[0], sweep.objective
     if sweep.goal.several:
         return _of_the_front(sweep)
+    nothing = "That does not beat boxes placed without looking at the image: nothing was learned."
+    if any(len(arm.values) > 1 for arm in sweep.arms):
+        return " ".join(_over_seeds(sweep)) + ("" if sweep.learned else f" {nothing}")
     text = f"Best: {best['label']} with {objective} {best[objective]:.3f} (val/AP50 {best['val/AP50']:.3f})."
     if not sweep.learned:
-        return f"{text} That does not beat boxes placed without looking at the image: nothing was learned."
+        return f"{text} {nothing}"
     rivals = sweep.allowed.assign(group=sweep.allowed["trial"].map(sweep.groups)).drop_duplicates("group").iloc[1:]
     if len(rivals):
         behind = [f"{row['group']} {row[objective]:.3f} ({row['label']})" for _, row in rivals.iterrows()]
         text += f" Best of the others: {', '.join(behind)}."
-        if "seed" not in sweep.keys:
-            text += " One seed each: repeat with other seeds to be sure."
+        text += " One seed each: repeat with hydra.sweeper.replicates=5 to be sure."
     return text
+
+
+def _over_seeds(sweep: SweepResult) -> list[str]:
+    """Sentences: the best configuration by its mean, and how each rival compares with it."""
+    best, *rivals = sweep.rivals
+    told = [f"Best: {best.label} with {sweep.objective} {shown(best)}, mean of {_seeds(len(best.values))}."]
+    found = {(pair.one.trials, pair.other.trials): pair for pair in compare(sweep.rivals, sweep.goal.ascending)}
+    for rival in rivals:
+        pair = found.get((best.trials, rival.trials))
+        if pair is None:
+            told.append(f"No two seeds were run of both this and {rival.label} ({shown(rival)}): give more.")
+            continue
+        by = f"{abs(pair.difference):.3f} (95 % interval {pair.low:.3f} to {pair.high:.3f}"
+        by += f", {abs(pair.effect):.1f} standard deviations of a seed, p = {pair.chance:.2g}, {_seeds(pair.seeds)})"
+        if pair.different:
+            told.append(f"{'Better' if pair.difference > 0 else 'Worse'} than {rival.label} ({shown(rival)}) by {by}.")
+        elif rival.looks > 1:
+            told.append(
+                f"{rival.label} ({shown(rival)}) is probably worse, as the race dropped it: {by}; "
+                "hydra.sweeper.race=0 runs all seeds of each and tells more."
+            )
+        else:
+            more = f"some {pair.more} more seeds" if pair.more <= 1000 else "more than 1000 more seeds"
+            told.append(f"Not distinguishable from {rival.label} ({shown(rival)}): {by}; {more} of each would tell.")
+    if len(found) > 1:
+        told.append(f"p is corrected for {len(found)} comparisons (Holm).")
+    return told
+
+
+def shown(arm: Arm) -> str:
+    """Mean and half of its 95 % interval."""
+    return f"{arm.mean:.3f}" + ("" if arm.half is None else f" ± {arm.half:.3f}")
+
+
+def _seeds(count: int) -> str:
+    return f"{count} seeds" if count != 1 else "one seed"
+
+
+def over_seeds(sweep: SweepResult) -> list[tuple[str, ...]]:
+    """A table of the configurations by their means, its head first; empty where none has several seeds."""
+    arms = sweep.arms
+    if all(len(arm.values) < 2 for arm in arms):
+        return []
+    rows: list[tuple[str, ...]] = [("rank", "seeds", "settings", f"{sweep.objective} ± 95 %", "lowest", "highest")]
+    for place, arm in enumerate(arms, start=1):
+        ends = [f"{end(arm.values.values()):.3f}" for end in (min, max)]
+        rows.append((str(place) if arm.looks == 1 else "dropped", str(len(arm.values)), arm.label, shown(arm), *ends))
+    return rows
 
 
 def _of_the_front(sweep: SweepResult) -> str:
@@ -73,12 +125,17 @@ def _measures(sweep: SweepResult) -> list[tuple[str, str, int]]:
     return wanted + [(key, *shown) for key, shown in usual.items() if key not in sweep.goal.metrics]
 
 
-def terminal_table(sweep: SweepResult) -> Table:
+def terminal_tables(sweep: SweepResult) -> list[Table]:
+    """The ranking of trials, and of configurations over their seeds where there are several."""
+    return [_table(rows) for rows in ([columns(sweep), *ranking(sweep)], over_seeds(sweep)) if rows]
+
+
+def _table(rows: Sequence[tuple[str, ...]]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
-    for column in columns(sweep):
+    for column in rows[0]:
         settings = column == "settings"
         table.add_column(column, justify="left" if settings else "right", no_wrap=not settings)
-    for row in ranking(sweep):
+    for row in rows[1:]:
         table.add_row(*row, style="bold" if row[0] == "1" else "")
     return table
 
@@ -126,6 +183,7 @@ def _page(sweep: SweepResult, images: list[tuple[str, str]], tracker: Tracker) -
         verdict=verdict(sweep),
         columns=columns(sweep),
         rows=list(zip(sweep.trials["run_id"], ranking(sweep), strict=True)),
+        over_seeds=over_seeds(sweep),
         run_link=run_link(tracker.uri, tracker.experiment_id),
         view=link(tracker.uri, tracker.experiment_id, sweep.key),
         images=images,

@@ -1,16 +1,21 @@
 """A sweep as the tracker holds it: one row a trial, one curve a trial."""
 
 import json
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from datetime import datetime
+from statistics import fmean
+from typing import Any
 
 import pandas as pd
 
+from ghm.reports.comparison import Arm
 from ghm.secrets import hidden
 from ghm.tracking import Record, Tracker
 from sweeps.goal import Goal
 from sweeps.states import State
 
+MOST = 5  # configurations of one group that a verdict compares
 CHANCE, BATCH = "val/chance_AP50", "batch_size"  # params, as they are of the data and of the settings
 Curves = dict[str, dict[int, list[tuple[int, float]]]]
 
@@ -29,6 +34,7 @@ class SweepResult:
     trials: pd.DataFrame
     curves: Curves
     about: dict[str, str]  # when, by whom, on what, by which command
+    seeds: dict[int, dict[int, float]] = field(default_factory=dict)  # of trials of several runs: objective by seed
 
     @property
     def objective(self) -> str:
@@ -63,6 +69,35 @@ class SweepResult:
         return dict(zip(self.trials["trial"], self.trials[self.group].astype(str), strict=True))
 
     @property
+    def arms(self) -> list[Arm]:
+        """The configurations, whatever their seed, best mean first; what a race dropped stands behind."""
+        arms: dict[str, list[dict[str, Any]]] = {}
+        for row in self.trials.to_dict("records"):
+            raced = row["state"] == State.PRUNED and len(self.seeds.get(row["trial"], ())) > 1
+            counts = row["state"] == State.DONE and row["allowed"] and row[self.objective] == row[self.objective]
+            if counts or raced:
+                same = {key: row[key] for key in self.keys if key != "seed"}
+                arms.setdefault(json.dumps(same, default=str), []).append(row)
+        made = [self._arm(rows) for rows in arms.values()]
+        return sorted(made, key=lambda arm: (arm.looks > 1, arm.mean if self.goal.ascending else -arm.mean))
+
+    def _arm(self, rows: list[dict[str, Any]]) -> Arm:
+        first = rows[0]
+        values = self.seeds.get(first["trial"]) or {int(row.get("seed") or 0): row[self.objective] for row in rows}
+        label = re.sub(r"(^| )seed=\d+", "", first["label"]).strip() or "defaults"
+        looks = 1 if first["state"] == State.DONE else max(map(len, self.seeds.values())) - 1
+        trials = tuple(int(row["trial"]) for row in rows)
+        return Arm(label, self.groups[first["trial"]], values, trials, looks)
+
+    @property
+    def rivals(self) -> list[Arm]:
+        """What the verdict compares: the best configuration of each group; of a single group, its best ones."""
+        arms = self.arms
+        if self.group is None:
+            return arms[:MOST]
+        return list({arm.group: arm for arm in reversed(arms)}.values())[::-1]
+
+    @property
     def chance(self) -> float:
         """AP50 of boxes that know the data but not the image, see `scoring.chance`."""
         return float(self.trials[CHANCE].max())
@@ -94,6 +129,7 @@ def load(tracker: Tracker, name: str, key: str | None = None) -> SweepResult:
     rows: list[dict[str, object]] = []
     curves: Curves = {objective: {}}
     keys: dict[str, None] = {}  # in order of appearance
+    seeds: dict[int, dict[int, float]] = {}
     children = tracker.children(parent.info.run_id)
     for run in children:
         state = run.data.tags.get("sweep.state")
@@ -106,8 +142,17 @@ def load(tracker: Tracker, name: str, key: str | None = None) -> SweepResult:
         row = {"trial": trial, "label": run.info.run_name.rsplit(" #", 1)[0], "state": state, "minutes": minutes}
         own = {key: float(value) for key, value in run.data.params.items() if key in (CHANCE, BATCH)}
         rows.append(row | {"run_id": run.info.run_id, "error": "".join(error)} | params | run.data.metrics | own)
+        below = tracker.children(run.info.run_id) if "sweep.replicates" in run.data.tags else []
+        if below:
+            minutes = [(one.info.end_time - one.info.start_time) / 60_000 for one in below if one.info.end_time]
+            rows[-1]["minutes"] = sum(minutes)
+            rows[-1] |= {key: float(value) for key, value in below[0].data.params.items() if key in (CHANCE, BATCH)}
+        counted = [one for one in below if one.data.tags.get("sweep.state") == State.DONE]
+        if counted:
+            seeds[trial] = {int(one.data.params["seed"]): one.data.metrics[objective] for one in counted}
         for metric, of_trial in curves.items():
-            of_trial[trial] = tracker.history(run.info.run_id, metric)
+            histories = [tracker.history(one.info.run_id, metric) for one in below or [run]]
+            of_trial[trial] = _mean_curve(histories)
     if not rows:
         raise ValueError(f"hydra.sweeper.study_name={name}: no trial of this sweep has ended; run it on")
     columns = ["trial", "state", *goal.metrics, "val/AP50", "val/AP75", CHANCE, BATCH, "time/images_per_s"]
@@ -125,7 +170,17 @@ def load(tracker: Tracker, name: str, key: str | None = None) -> SweepResult:
         trials,
         curves,
         _about(parent, children),
+        seeds,
     )
+
+
+def _mean_curve(histories: list[list[tuple[int, float]]]) -> list[tuple[int, float]]:
+    """Over runs, as far as each goes."""
+    values: dict[int, list[float]] = {}
+    for history in histories:
+        for epoch, value in history:
+            values.setdefault(epoch, []).append(value)
+    return [(epoch, fmean(values[epoch])) for epoch in sorted(values)]
 
 
 def _about(parent: Record, children: list[Record]) -> dict[str, str]:

@@ -21,14 +21,22 @@ OTHERS = ("val", "train", "time")  # what MLflow calls the sections that it adds
 
 
 def shared_view(
-    key: str, name: str, objectives: Sequence[str], swept: Sequence[str], group: str | None, ascending: bool
+    key: str,
+    name: str,
+    objectives: Sequence[str],
+    swept: Sequence[str],
+    group: str | None,
+    ascending: bool,
+    seeds: bool = False,
 ) -> str:
     """The content of the tag `TAG + key`, for the sweep whose record has this key.
 
     `swept`: keys; `group`: the one by whose values the curves are averaged, with a band, if any; `ascending` says that
-    the smallest value of the first objective comes first.
+    the smallest value of the first objective comes first; `seeds`, that trials have several runs, which are shown then.
     """
-    packed = zlib.compress(json.dumps(_state(key, objectives, swept, group, ascending)).encode(), 9)
+    state_of_page = _state(objectives, swept, group, ascending)
+    state_of_page["searchFilter"] = f"tags.`ghm.key` LIKE '{key}-{'%-%' if seeds else '%'}'"
+    packed = zlib.compress(json.dumps(state_of_page).encode(), 9)
     now = int(time.time() * 1000)
     state = f"deflate;{base64.b64encode(packed).decode()}"
     return json.dumps({"name": name, "createdAt": now, "updatedAt": now, "state": state})
@@ -49,9 +57,7 @@ def _runs(uri: str, experiment: str) -> str:
     return f"{server}/#/experiments/{experiment}/runs"
 
 
-def _state(
-    key: str, objectives: Sequence[str], swept: Sequence[str], group: str | None, ascending: bool
-) -> dict[str, Any]:
+def _state(objectives: Sequence[str], swept: Sequence[str], group: str | None, ascending: bool) -> dict[str, Any]:
     objective, *others = objectives
     if others:  # a front is one of runs, not of their means
         group = None
@@ -62,7 +68,6 @@ def _state(
         charts.append(_chart("PARALLEL", "parallel", selectedParams=list(swept), selectedMetrics=list(objectives)))
     sections = [("ours", "Objective", True), *((name, name, False) for name in OTHERS)]
     return {
-        "searchFilter": f"tags.`ghm.key` LIKE '{key}-%'",
         "orderByKey": _column("metrics", objective),
         "orderByAsc": ascending,
         "selectedColumns": [

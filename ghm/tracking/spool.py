@@ -58,6 +58,22 @@ class Spool:
         """Of all metrics written; -1 without any."""
         return max((entry["step"] for entry in self.entries() if "metrics" in entry), default=-1)
 
+    def last_metrics(self) -> dict[str, float]:
+        """The values written last of each metric of the last step."""
+        last = self.last_step()
+        found: dict[str, float] = {}
+        for entry in self.entries():
+            if "metrics" in entry and entry["step"] == last:
+                found |= entry["metrics"]
+        return found
+
+    def params(self) -> dict[str, str]:
+        """All that were written."""
+        found: dict[str, str] = {}
+        for entry in self.entries():
+            found |= entry.get("params", {})
+        return found
+
     def log_datasets(self, datasets: Sequence[Mapping[str, str]]) -> None:
         """What the run reads: name, digest, context, source and profile of each."""
         self._append(datasets=[{key: hidden(value) for key, value in dataset.items()} for dataset in datasets])

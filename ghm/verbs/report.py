@@ -32,14 +32,14 @@ def report(config: DictConfig) -> None:
     result = sweep.load(tracker, settings.study_name, Spool(folder).key)
     path = page.write(result, tracker, folder / "report")
     console = Console()
-    console.print(page.terminal_table(result))
+    for one in page.terminal_tables(result):
+        console.print(one)
     number = OmegaConf.select(config, "table")
     if number is not None:
         _beside_the_paper(published.table(number, result), result, tracker, folder / "report")
     goal = result.goal
-    tracker.share(
-        result.key, shared_view(result.key, result.name, goal.objectives, result.keys, result.group, goal.ascending)
-    )
+    view = (result.key, result.name, goal.objectives, result.keys, result.group, goal.ascending, bool(result.seeds))
+    tracker.share(result.key, shared_view(*view))
     where = [f"Page:      {path}", f"MLflow UI: {link(tracker.uri, tracker.experiment_id, result.key)}"]
     if tracker.local:
         where.insert(1, f"Serve it:  {page.ui_command(tracker)}")

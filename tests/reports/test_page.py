@@ -101,7 +101,7 @@ def test_the_verdict_names_the_best_of_each_loss_and_asks_for_seeds(tracker):
     assert verdict.startswith("Best: loss=focal gamma=1.5 with val/AP 0.400 (val/AP50 0.600).")
     assert "ghm 0.300 (loss=ghm bins=30)" in verdict
     assert "gamma=2.5" not in verdict
-    assert "other seeds" in verdict
+    assert "One seed each: repeat with hydra.sweeper.replicates=5" in verdict
     assert "other seeds" not in page.verdict(replace(sweep.load(tracker, "s"), keys=["loss", "seed"]))
 
 
@@ -175,3 +175,69 @@ def test_of_two_sweeps_of_one_name_each_is_reported_by_its_key_alone(tracker):
     assert len(sweep.load(tracker, "s", key="s").trials) == len(TRIALS)
     with pytest.raises(ValueError, match="holds 2 sweeps of this name; report where it was run"):
         sweep.load(tracker, "s")
+
+
+SEEDED = {
+    "ghm": [0.41, 0.43, 0.44, 0.42],
+    "focal": [0.36, 0.37, 0.39, 0.375],
+    "cross_entropy": [0.40, 0.44, 0.42, 0.415],
+}
+
+
+def record_seeds(tracker: Tracker, replicates: bool) -> None:
+    """Of each loss several seeds: as runs below a trial, or as trials of a swept seed."""
+    Spool(Path("s")).start("s", SWEEP, key="s")
+    folders, number = [Path("s")], 0
+
+    def run(folder: str, tags: dict[str, object], parent: str, values: list[float], **seed: int) -> None:
+        spool = Spool(Path(folder))
+        spool.start(f"loss={loss} #{number}", tags, parent=parent, key=folder)
+        spool.log_params({"val/chance_AP50": 0.01} | seed)
+        for epoch, value in enumerate(values, start=1):
+            spool.log_metrics({"val/AP": value, "val/AP50": 1.5 * value}, epoch)
+        spool.finish("done")
+        folders.append(Path(folder))
+
+    for loss, values in SEEDED.items():
+        tags = {"sweep.trial": number, "sweep.params": json.dumps({"loss": loss}), "sweep.replicates": len(values)}
+        if replicates:
+            run(f"s/{number}", tags, "s", [sum(values) / 4])
+        for seed, value in enumerate(values):
+            if replicates:
+                run(f"s/{number}/seed-{seed}", {}, f"s/{number}", [value / 2, value], seed=seed)
+            else:
+                tags = {"sweep.trial": number, "sweep.params": json.dumps({"loss": loss, "seed": seed})}
+                run(f"s/{number}", tags, "s", [value / 2, value])
+                number += 1
+        number += replicates
+    Sender(tracker, lambda: folders).once()
+
+
+@pytest.mark.parametrize("replicates", [True, False])
+def test_over_seeds_a_loss_is_ranked_by_its_mean_and_what_is_not_distinguishable_is_said_to_be(tracker, replicates):
+    record_seeds(tracker, replicates)
+    result = sweep.load(tracker, "s")
+    verdict = page.verdict(result)
+    assert verdict.startswith("Best: loss=ghm with val/AP 0.425 ± 0.021, mean of 4 seeds.")
+    assert "Better than loss=focal (0.374 ± 0.020) by 0.051 (95 % interval 0.0" in verdict
+    assert "Not distinguishable from loss=cross_entropy (0.419 ± 0.026): 0.006" in verdict
+    assert re.search(r"some \d+ more seeds of each would tell", verdict)
+    assert verdict.endswith("p is corrected for 3 comparisons (Holm).")
+    assert "One seed each" not in verdict
+    rows = page.over_seeds(result)
+    assert [row[2] for row in rows[1:]] == ["loss=ghm", "loss=cross_entropy", "loss=focal"]
+    assert rows[1] == ("1", "4", "loss=ghm", "0.425 ± 0.021", "0.410", "0.440")
+    first = int(result.trials[result.trials["loss"] == "ghm"]["trial"].min())
+    assert [epoch for epoch, _ in result.curves["val/AP"][first]] == [1, 2]
+    assert "<h2>Over seeds</h2>" in page.write(result, tracker, Path("report")).read_text()
+
+
+def test_what_a_race_dropped_is_called_probably_worse(tracker):
+    record_seeds(tracker, replicates=True)
+    result = sweep.load(tracker, "s")
+    focal = int(result.trials[result.trials["loss"] == "focal"]["trial"].iloc[0])
+    result.trials.loc[result.trials["trial"] == focal, "state"] = "pruned"
+    for seed in (2, 3):
+        del result.seeds[focal][seed]
+    assert "loss=focal (0.365 ± 0.064) is probably worse, as the race dropped it: 0.055" in page.verdict(result)
+    assert page.over_seeds(result)[-1][:3] == ("dropped", "2", "loss=focal")

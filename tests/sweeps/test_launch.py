@@ -13,6 +13,7 @@ from sweeps.draw import Search
 from sweeps.goal import Goal
 from sweeps.grammar import parse
 from sweeps.launch import Incomplete, Sweep, run_sweep
+from sweeps.replicates import Replicates
 from sweeps.slots import Resources
 from tests.sweeps.toy import LOADER, parabola
 
@@ -30,7 +31,8 @@ def sweep(*arguments: str, pruner=None, seconds: float = 0, task=parabola, retur
     def compose(number, params, label, context):
         if params["x"] == 99:
             raise ValueError("x=99: cannot be")
-        own = {"dir": str(runs / "sweeps" / "toy" / f"{number:04d}"), "trial": number, "seconds": seconds, "x": 0}
+        own = {"dir": context["folder"], "trial": context["run"], "seconds": seconds, "x": 0}
+        own |= {"seed": context["seed"] or 0}
         own |= {"returns": returns}
         return OmegaConf.create(own | params | {"hub": context["hub"], "attempt": context["attempt"]})
 
@@ -210,6 +212,69 @@ def test_an_interrupted_sweep_leaves_nothing_running_and_goes_on(monkeypatch):
     sweep()
     assert states() == ["COMPLETE"] * 4
     assert parent_status() == "FINISHED"
+
+
+def ran() -> dict[str, int]:
+    """How often each run was begun, by its folder."""
+    found = sorted(Path("runs/sweeps/toy").rglob("ran"))
+    return {str(path.parent.relative_to("runs/sweeps/toy")): path.read_text().count("once") for path in found}
+
+
+def test_seeds_of_a_trial_are_runs_below_it_whose_mean_counts_and_who_is_far_behind_runs_twice():
+    best = sweep("x=1,2,9", replicates=Replicates(4, first=1), n_jobs=1)
+    assert best == pytest.approx(-0.025)  # x=1, less .01 a seed, of seeds 1 to 4
+    first, second, far = study().trials
+    assert [trial.state.name for trial in (first, second, far)] == ["COMPLETE", "PRUNED", "PRUNED"]
+    assert far.user_attrs["error"] == "out of the race: 64 behind trial 0 over 2 seeds"
+    assert [kept["values"] for kept in first.user_attrs["runs"].values()] == [[-0.01], [-0.02], [-0.03], [-0.04]]
+    assert set(first.intermediate_values) == {1, 2, 3, 4, 5}  # of the first seed
+    started = {
+        f"000{trial}/seed-{seed}": 1 for trial, seeds in ((0, 4), (1, 2), (2, 2)) for seed in range(1, seeds + 1)
+    }
+    assert ran() == started
+    tracker = Tracker.open(None, "toy", "runs")
+    children = tracker.children(tracker.sweeps("toy")[0].info.run_id)
+    assert [one.data.tags["sweep.state"] for one in children] == ["done", "pruned", "pruned"]
+
+
+def test_a_sweep_of_seeds_that_is_ended_anywhere_goes_on_where_it_was(monkeypatch):
+    from sweeps.controller import Controller
+
+    settings = {"replicates": Replicates(3, race=0), "n_jobs": 1, "n_trials": 2}
+    answered, reports = Controller._answer, []
+
+    def draining(self, report):
+        reports.append(report)
+        if len(reports) in (7, 21):  # in the first trial's and the second's second run
+            self.drain()
+        answered(self, report)
+
+    monkeypatch.setattr(Controller, "_answer", draining)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            sweep("x=1,2", **settings)
+    assert sweep("x=1,2", **settings) == pytest.approx(-0.01)
+    assert states() == ["COMPLETE"] * 2
+    assert [trial.value for trial in study().trials] == pytest.approx([-0.01, -1.01])
+    assert sum(ran().values()) == 6 + 2
+    assert sweep("x=1,2", **settings) == pytest.approx(-0.01)
+    assert sum(ran().values()) == 6 + 2
+    with pytest.raises(ValueError, match="with other seeds"):
+        sweep("x=1,2", **settings | {"replicates": Replicates(4)})
+
+
+def test_a_seed_that_raises_fails_its_trial_alone():
+    with pytest.raises(Incomplete, match=r"1 of 2 points are missing: trial 0, x=-1: .*below zero"):
+        sweep("x=-1,1", replicates=Replicates(2, race=0), max_failure_rate=1, n_jobs=1)
+    assert states() == ["FAIL", "COMPLETE"]
+    assert ran() == {"0000/seed-0": 1, "0001/seed-0": 1, "0001/seed-1": 1}
+
+
+def test_seeds_that_are_lost_are_tried_again_each_for_itself():
+    sweep("x=104,1", replicates=Replicates(2, race=0), n_jobs=2)
+    assert states() == ["COMPLETE"] * 2
+    assert ran() == {"0000/seed-0": 2, "0000/seed-1": 2, "0001/seed-0": 1, "0001/seed-1": 1}
+    assert study().trials[0].user_attrs["runs"]["1"]["attempt"] == 2
 
 
 def test_a_free_slot_is_refilled_while_a_long_trial_runs():

@@ -16,6 +16,7 @@ from sweeps.draw import Search
 from sweeps.goal import Goal
 from sweeps.grammar import parse
 from sweeps.ledger import Ledger
+from sweeps.replicates import Replicates
 from sweeps.states import State
 from sweeps.storage import open_storage
 from tests.sweeps.toy import LOADER
@@ -68,13 +69,13 @@ def test_a_trial_is_stored_as_it_lives(storage):
     ledger.report(0, 1, 0.5)  # said again: the first stands
     ledger.end(0, State.DONE, (0.25,))
     ledger.end(1, State.FAILED, error="Traceback\nE: no", spent=True)
-    ledger.requeue(2, 2)
+    ledger.requeue(2, 0, 2)
     assert [trial.state for trial in stored(storage)] == [TrialState.COMPLETE, TrialState.FAIL, TrialState.WAITING]
     again = opened(storage, searched)
     assert again.trials == ledger.trials
     assert (again.trials[0].epochs, again.trials[0].value) == ({1: 0.25}, 0.25)
     assert (again.trials[1].reason, again.trials[1].spent) == ("E: no", True)
-    assert again.trials[2].attempt == 2
+    assert again.trials[2].run(0).attempt == 2
     assert again.best == again.trials[0]
 
 
@@ -82,11 +83,11 @@ def test_what_a_dead_controller_ran_is_queued_with_its_number_its_attempt_and_it
     searched = search("x=interval(0.0,1.0)")
     ledger = filled(storage, searched, 2)
     ledger.start(0)
-    ledger.requeue(0, 2)
+    ledger.requeue(0, 0, 2)
     ledger.start(0)
     ledger.report(0, 1, 0.5)
     trial = opened(storage, searched).trials[0]
-    assert (trial.state, trial.attempt, trial.epochs) == (State.QUEUED, 2, {1: 0.5})
+    assert (trial.state, trial.run(0).attempt, trial.epochs) == (State.QUEUED, 2, {1: 0.5})
 
 
 @pytest.mark.parametrize("arguments", [("x=0,1,2", "seed=0,1"), ("x=interval(0.0,1.0)", "seed=range(0,100)")])
@@ -210,7 +211,7 @@ def test_failed_trials_are_queued_again_and_others_are_not(storage):
     assert [trial.number for trial in ledgers.retry(storage, study, [])] == [2]
     trials = opened(storage, searched).trials
     assert [trial.state for trial in trials] == [State.DONE, State.QUEUED, State.QUEUED]
-    assert [(trial.attempt, trial.error, trial.spent) for trial in trials[1:]] == [(1, "", False)] * 2
+    assert [(trial.run(0).attempt, trial.error, trial.spent) for trial in trials[1:]] == [(1, "", False)] * 2
     assert trials[1].epochs == {1: 0.5}
 
 
@@ -223,11 +224,11 @@ def test_a_finite_space_that_was_begun_with_fewer_trials_is_completed(storage):
 
 def test_a_study_of_another_space_or_direction_is_left_alone(storage):
     study = ledgers.create(storage, "s", ["maximize"], Path("nowhere"))
-    ledgers.claim(study, search("x=0,1").space, Goal(("value",), ("maximize",)))
-    ledgers.claim(study, search("x=0,1").space, Goal(("value",), ("maximize",)))
+    ledgers.claim(study, search("x=0,1").space, Goal(("value",), ("maximize",)), Replicates())
+    ledgers.claim(study, search("x=0,1").space, Goal(("value",), ("maximize",)), Replicates())
     for space, direction in (("x=0,2", "maximize"), ("x=0,1", "minimize")):
         with pytest.raises(ValueError, match="study_name=s: holds a sweep over another space"):
-            ledgers.claim(study, search(space).space, Goal(("value",), (direction,)))
+            ledgers.claim(study, search(space).space, Goal(("value",), (direction,)), Replicates())
 
 
 def test_trials_of_another_study_are_not_taken_for_a_new_ones(storage, tmp_path):

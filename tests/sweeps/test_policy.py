@@ -3,8 +3,9 @@
 import pytest
 
 from sweeps import policy
-from sweeps.ledger import Trial
+from sweeps.ledger import Run, Trial
 from sweeps.policy import Change, End, Rules
+from sweeps.replicates import Replicates
 from sweeps.states import Answer, State
 
 RULES = Rules(n_trials=4, max_failure_rate=0.25, max_attempts=3, backoff=5, patience=60)
@@ -37,8 +38,8 @@ def trial(number=0, state=State.RUNNING, **about) -> Trial:
         ),
     ],
 )
-def test_what_becomes_of_a_trial(attempt, end, told, becomes):
-    assert policy.after(trial(attempt=attempt), end, told, RULES) == becomes
+def test_what_becomes_of_a_run(attempt, end, told, becomes):
+    assert policy.after(Run(attempt=attempt), end, told, RULES) == becomes
 
 
 @pytest.mark.parametrize(
@@ -53,15 +54,39 @@ def test_what_becomes_of_a_trial(attempt, end, told, becomes):
     ],
 )
 def test_how_an_epoch_is_answered(epoch, prunes, draining, said):
-    known = trial(epochs=dict.fromkeys(range(1, max(epoch, 3) + 1), 0.0))
-    assert policy.answer(known, epoch, 5, prunes, draining) == said
+    assert policy.answer(Run(epochs=max(epoch, 3)), epoch, 5, prunes, draining) == said
+
+
+def due(trials, waits=None, now=0.0, replicates=1, wide=False, ahead=False):
+    return policy.due(trials, waits or {}, now, Replicates(replicates), wide, ahead)
 
 
 def test_the_first_queued_trial_goes_on_once_it_has_waited():
-    trials = [trial(0, State.DONE), trial(1), trial(2, State.QUEUED), trial(3, State.QUEUED)]
-    assert policy.due(trials, {2: 10.0}, now=9.0) is trials[3]
-    assert policy.due(trials, {2: 10.0}, now=10.0) is trials[2]
-    assert policy.due(trials[:2], {}, now=0.0) is None
+    trials = [trial(0, State.DONE), begun(1, 0), trial(2, State.QUEUED), trial(3, State.QUEUED)]
+    assert due(trials, {2: 10.0}, now=9.0) == (trials[3], 0)
+    assert due(trials, {2: 10.0}, now=10.0) == (trials[2], 0)
+    assert due(trials[:2]) is None
+
+
+def begun(number, *running, done=0) -> Trial:
+    """A trial of which the first `done` runs have ended."""
+    runs = {one: Run(values=(0.5,)) for one in range(done)} | {one: Run(running=True) for one in running}
+    return trial(number, State.RUNNING if running else State.QUEUED, runs=runs)
+
+
+def test_a_trial_that_was_begun_is_brought_to_its_end_before_the_next_or_in_a_finite_space_all_are_run_once():
+    trials = [begun(0, done=2), begun(1, done=1), begun(2)]
+    assert due(trials, replicates=3) == (trials[0], 2)
+    assert due(trials, replicates=3, wide=True) == (trials[2], 0)
+    assert due(trials[:2], replicates=3, wide=True) == (trials[1], 1)
+
+
+def test_seeds_of_a_trial_run_side_by_side_only_in_slots_that_would_be_idle():
+    trials = [begun(0, 1, done=1), begun(1, 0)]
+    assert due(trials, replicates=3) is None
+    assert due(trials, replicates=3, ahead=True) == (trials[0], 2)
+    assert due(trials, replicates=3, wide=True, ahead=True) == (trials[1], 1)
+    assert due(trials, {2: 10.0}, now=9.0, replicates=3, ahead=True) == (trials[1], 1)
 
 
 def test_only_what_tasks_raise_counts_as_failure_and_in_a_finite_space_every_gap_counts():

@@ -21,7 +21,7 @@ def clock(monkeypatch):
 def test_a_long_silence_is_broken_by_the_epochs_of_what_runs(clock):
     log = io.StringIO()
     with View(
-        "s", Goal(("val/AP",), ("maximize",)), 4, console=Console(file=log, width=200), _begun=0.0, _said=0.0
+        "s", Goal(("val/AP",), ("maximize",)), 4, console=Console(file=log, width=200), left=4, _begun=0.0, _said=0.0
     ) as shown:
         shown.started(0, "loss=ghm")
         shown.started(1, "loss=focal")

@@ -56,7 +56,7 @@ def with_failures(name: str, count: int) -> None:
 
 
 def parabola(cfg: DictConfig) -> float:
-    """The task: best at x = 1. Leaves a line in its folder for each time it is run.
+    """The task: best at x = 1, and a little less with each seed. Leaves a line in its folder for each time it is run.
 
     Below 0 it raises, at 101 its process dies each time, at some others it is lost in some way the first time.
     """
@@ -78,7 +78,7 @@ def parabola(cfg: DictConfig) -> float:
         raise RuntimeError(f"x={cfg.x} is below zero")
     if cfg.x == 101:
         os._exit(1)
-    return -((cfg.x - 1) ** 2)
+    return -((cfg.x - 1) ** 2) - 0.01 * cfg.seed
 
 
 def visible_gpus(config: dict[str, object]) -> dict[str, object]:

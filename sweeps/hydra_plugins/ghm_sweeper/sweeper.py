@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from sweeps.draw import Search
     from sweeps.goal import Values
     from sweeps.launch import Sweep
-    from sweeps.space import Space
+    from sweeps.replicates import Replicates
+    from sweeps.space import Params, Space
 
 
 # Samplers that draw by their seed and the trials alone: one made anew for each trial is as good, and needs no history.
@@ -61,14 +62,16 @@ class GHMSweeper(Sweeper):
         if settings.search:
             space = widen(space, settings.search, composer)
         search = self._search(space, sweep, app)
+        seeds = sweep.replicates
         for probe in space.probes():
-            app.check(composer, space.overrides(probe))
+            app.check(composer, _overrides(space, probe, seeds.key, seeds.seed(0)))
         if settings.dry_run:
             app.show(composer, search, sweep)
             return None
 
         def compose(number: int, params: dict[str, Any], label: str, context: dict[str, Any]) -> Any:
-            return app.config(composer, space.overrides(params), number, label, params, context)
+            overrides = _overrides(space, params, seeds.key, context.pop("seed"))
+            return app.config(composer, overrides, number, label, params, context)
 
         best, gaps = None, None
         try:
@@ -92,9 +95,23 @@ class GHMSweeper(Sweeper):
             goal=Goal.of(settings.objective or app.objective, settings.direction, **bounds),
             resources=app.resources(),
             budget=Budget(**settings.budget),
+            replicates=self._replicates(),
             **{key: settings[key] for key in ("n_trials", "n_jobs", "storage", "max_failure_rate")},
             **{key: settings[key] for key in ("max_attempts", "backoff", "patience", "lease")},
         )
+
+    def _replicates(self) -> "Replicates":
+        from sweeps.replicates import Replicates
+
+        settings, first = self.settings, 0
+        if settings.replicates != 1:
+            first = OmegaConf.select(self.master, settings.seed_key)
+            if first is None:
+                raise ValueError(
+                    f"hydra.sweeper.seed_key={settings.seed_key}: hydra.sweeper.replicates={settings.replicates} needs "
+                    "a key of the program that takes the seed of a run, a whole number; name it"
+                )
+        return Replicates(settings.replicates, settings.aggregate, settings.race, settings.seed_key, first)
 
     def _search(self, space: "Space", sweep: "Sweep", app: Any) -> "Search":
         from sweeps.draw import Search, refuse_unfit
@@ -149,3 +166,11 @@ class GHMSweeper(Sweeper):
         except (InstantiationException, ValueError, TypeError) as error:
             reason = " ".join(str(error.__cause__ or error).split())
             raise ValueError(f"hydra.sweeper.{part}._target_={settings._target_}: cannot be made ({reason})") from error
+
+
+def _overrides(space: "Space", params: "Params", key: str, seed: int | None) -> list[str]:
+    """Of a run. ValueError where the seeds that it is to have are also swept."""
+    if seed is not None and key in space.keys:
+        raise ValueError(f"{key}: is swept, and hydra.sweeper.replicates runs each trial with seeds; drop one of them")
+    own = [one for one in space.overrides(params) if seed is None or one.split("=")[0].lstrip("+") != key]
+    return own if seed is None else [*own, f"{key}={seed}"]
