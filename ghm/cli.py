@@ -21,7 +21,7 @@ from ghm.secrets import hidden
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 # Each a file in ghm/verbs/.
 VERBS = (
-    *("train", "plan", "submit", "report", "retry", "evaluate", "figures", "sync", "doctor"),
+    *("train", "plan", "submit", "report", "retry", "evaluate", "figures", "reproduce", "sync", "doctor"),
     *("data check", "data fetch"),
 )
 
@@ -35,6 +35,7 @@ USAGE = """usage: ghm <verb> [overrides]
   ghm retry NAME [TRIAL...]       failed trials of a sweep, queued again for its own command
   ghm evaluate checkpoint=PATH    numbers and figures          ghm evaluate checkpoint=runs/single/RUN/best.pt
   ghm figures RUN                 the paper's figures          ghm figures runs/single/RUN
+  ghm reproduce RUN               the same run again, and whether it comes to the same
   ghm doctor                      what a command would find here, and what is wrong with it
   ghm sync [folder=runs]          sends MLflow what it could not take while it was away
   ghm data check data.root=PATH   annotations and images, whole, with a contact sheet

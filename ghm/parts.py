@@ -3,9 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterator
 from functools import cache
-from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -16,7 +14,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 from torch.optim import Optimizer
 
-from ghm import scoring, targets
+from ghm import foreign, scoring, targets
 from ghm.data import Data
 from ghm.data.loader import Batches
 from ghm.job import group_sizes
@@ -92,25 +90,10 @@ def recipe(cfg: DictConfig, class_names: list[str]) -> dict[str, Any]:
 def from_recipe(made: dict[str, Any], path: str) -> DictConfig:
     """A config of a checkpoint's recipe; ValueError for one that would call anything but our own parts.
 
-    A checkpoint may come from anybody: only what `ghm.models`, `ghm.losses` and `ghm.data` offer is built.
+    A checkpoint may come from anybody: only known parts are built.
     """
-    for key, value in _leaves(made):
-        target = re.fullmatch(r"ghm\.(models|losses|data)\.(\w+)", str(value))
-        offered = target and target[2] in import_module(f"ghm.{target[1]}").__all__
-        if (key.endswith("_target_") and not offered) or "${" in str(value):
-            raise ValueError(
-                f"checkpoint={path}: its {key}={value} is none of ghm's own parts; evaluate it where it was made"
-            )
+    foreign.refuse(made, f"checkpoint={path}", "evaluate it where it was made")
     return OmegaConf.create(made)
-
-
-def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value in nested settings, of lists too, with its dotted key."""
-    if not isinstance(node, dict | list):
-        yield path, node
-        return
-    for name, child in node.items() if isinstance(node, dict) else enumerate(node):
-        yield from _leaves(child, f"{path}.{name}".strip("."))
 
 
 def check(cfg: DictConfig) -> None:

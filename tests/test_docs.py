@@ -101,16 +101,21 @@ def test_every_documented_submission_is_accepted(command, ghm, monkeypatch):
     assert ghm(*shlex.split(command)[1:]) == 0
 
 
-OTHERS = [line for verb in ("evaluate", "data", "sync", "doctor", "plan") for line in commands(f".venv/bin/ghm {verb}")]
+OTHERS = [
+    line
+    for verb in ("evaluate", "reproduce", "data", "sync", "doctor", "plan")
+    for line in commands(f".venv/bin/ghm {verb}")
+]
 
 
 @pytest.mark.parametrize("command", OTHERS)
 def test_every_documented_evaluation_and_check_runs(command, ghm, monkeypatch):
     write_folder(Path("folder"))
     monkeypatch.setattr("ghm.fetch.coco2017", lambda root, **options: None)
-    if "CHECKPOINT" in command:
+    if "CHECKPOINT" in command or " RUN" in command:
         assert ghm("train", *SMALL, *DRAWN, "figures=false", "dir=run") == 0
     words = [word.replace("CHECKPOINT", "run/best.pt").replace("=PATH", "=folder") for word in shlex.split(command)[1:]]
+    words = ["run" if word == "RUN" else word for word in words]
     assert ghm(*words) == 0
 
 

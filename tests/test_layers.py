@@ -58,9 +58,11 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
     "ghm/arguments.py": ({"ghm.paths"}, {"hydra"}),
     "ghm/provenance.py": ({"ghm.secrets"}, {"omegaconf"}),
     "ghm/parts.py": (
-        {"ghm.data", "ghm.job", "ghm.paths", "ghm.scoring", "ghm.targets", "ghm.training"},
+        {"ghm.data", "ghm.foreign", "ghm.job", "ghm.paths", "ghm.scoring", "ghm.targets", "ghm.training"},
         {"torch", "hydra", "omegaconf"},
     ),
+    "ghm/recorded.py": ({"ghm.provenance", "ghm.tracking"}, {"yaml"}),
+    "ghm/foreign.py": (set(), {"torch"}),
     "ghm/worker.py": (
         {
             "ghm.data",
@@ -128,11 +130,13 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
             "ghm.doctor",
             "ghm.failure",
             "ghm.fetch",
+            "ghm.foreign",
             "ghm.gradients",
             "ghm.own_ranges",
             "ghm.parts",
             "ghm.paths",
             "ghm.provenance",
+            "ghm.recorded",
             "ghm.reports",
             "ghm.run",
             "ghm.scoring",

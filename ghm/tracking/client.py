@@ -227,6 +227,16 @@ class Tracker:
         found = self._search(f"tags.`{KEY}` = '{key}'")
         return found[0] if found else None
 
+    def record(self, run_id: str) -> Record:
+        """The run with this id of MLflow's. ValueError where there is none."""
+        try:
+            with _answering(final=()):
+                return self.client.get_run(run_id)
+        except Away as error:
+            if getattr(error.__cause__, "error_code", "") != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            raise ValueError(f"run={run_id}: {hidden(self.uri)} holds no run of this id; correct it") from error
+
     def download(self, key: str, folder: str, target: Path) -> list[Path]:
         """Fetch the files that the run with this key has in a folder of its artifacts; none where there is no run."""
         found = self.find(key)

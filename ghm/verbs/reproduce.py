@@ -1,0 +1,65 @@
+"""`ghm reproduce RUN`: runs a run again from what it recorded, and says whether its metrics are equal."""
+
+import re
+import sys
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from ghm import foreign, parts, recorded
+from ghm.failure import Failed
+from ghm.paths import CONF, absolute
+from ghm.recorded import Recorded
+from ghm.run import train
+from ghm.tracking import Tracker
+from ghm.verbs import composed
+
+ID = re.compile("[0-9a-f]{32}")  # of MLflow's runs
+
+
+def main() -> None:
+    # `ghm reproduce RUN` is short for run=RUN; an id may look like a number.
+    given = [f"'{word}'" if ID.fullmatch(word) else word for word in sys.argv[1:]]
+    sys.argv[1:] = [word if "=" in word or word.startswith("-") else f"run={word}" for word in given]
+    composed.run(run, "reproduce")
+
+
+def run(cfg: DictConfig) -> None:
+    """Train again and compare. ValueError for a run that recorded too little, or would use what is none of our parts;
+    Failed where its metrics are not those of the record."""
+    cfg = absolute(cfg)
+    before = _recorded(cfg)
+    again = _again(cfg, before)
+    data = {one["name"]: one["digest"] for one in parts.datasets(again)}
+    other = recorded.differences(before, data)
+    for line in other:
+        print(f"Not as it was: {line}")
+    train(again)
+    now = recorded.of_folder(Path(again.dir))
+    found = recorded.unequal(before.metrics, now.metrics)
+    if found:
+        why = f"not as it was: {'; '.join(other)}" if other else "code, packages and data are those of the record"
+        more = f", and {len(found) - 1} more values" if len(found) > 1 else ""
+        raise Failed(f"run={cfg.run}: is not reproduced: {found[0]}{more}; {why}. The new run is {again.dir}")
+    counts = f"{len(now.metrics)} epochs, {sum(map(len, now.metrics.values()))} values"
+    print(f"Equal to the last bit: {counts}, but for times. The new run is {again.dir}")
+
+
+def _recorded(cfg: DictConfig) -> Recorded:
+    if cfg.run is None:
+        raise ValueError("run=null: names no run; give its folder, as in ghm reproduce runs/single/RUN, or MLflow id")
+    run = Path(cfg.run)
+    if not run.exists() and ID.fullmatch(run.name):
+        tracker = Tracker.open(cfg.tracking.uri, cfg.tracking.experiment, cfg.runs).reach()
+        return recorded.of_mlflow(tracker, run.name)
+    return recorded.of_folder(run)
+
+
+def _again(cfg: DictConfig, before: Recorded) -> DictConfig:
+    """The config of the new run: the recorded one, in its own place, and no sweep's."""
+    foreign.refuse(before.config, f"run={cfg.run}", "if you trust it, name its module in trust=[MODULE]", cfg.trust)
+    again = OmegaConf.create(before.config)
+    for key in ("cwd", "runs", "dir", "tracking"):
+        again[key] = cfg[key]
+    again.trial = OmegaConf.load(CONF / "train.yaml").trial
+    return again
