@@ -24,13 +24,14 @@ class Past:
 
 @dataclass(frozen=True)
 class Planned:
-    """A training that is to be: `same` is equal for trainings of equal numbers."""
+    """A trial that is to be: `same` is equal for trainings of equal numbers; `runs`, of how many seeds."""
 
     label: str
     same: str
     epochs: int
     settings: Mapping[str, str]
     state: str = "new"  # or as the study has it
+    runs: int = 1
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,8 @@ def need(planned: Sequence[Planned], known: Sequence[Past], slots: int) -> Need 
         alike, other = like(one.settings, known)
         if not alike:
             return None
-        seconds.append(one.epochs * mean(run.seconds for run in alike))
-        size += round(mean(run.bytes for run in alike))
+        seconds += [one.epochs * mean(run.seconds for run in alike)] * one.runs
+        size += one.runs * round(mean(run.bytes for run in alike))
         runs = max(runs, len(alike))
         differ |= dict.fromkeys(other)
     ends = [0.0] * slots
@@ -103,8 +104,11 @@ def told(planned: Sequence[Planned], first: int | None, needs: Need | None, slot
         states[one.state] += 1
     counts = ", ".join(f"{number} {state}" for state, number in states.items())
     lines = [f"{len(planned)} trials: {counts}"]
+    seeds = max((one.runs for one in planned), default=1)
     if first is not None:
         lines = [f"{first} trials, of which these would be the first {len(planned)} as long as nothing is known of any"]
+    if seeds > 1:
+        lines[0] += f"; {seeds} seeds of each, unless the race drops it before"
     lines += [f"  {one.label}{'' if one.state == 'new' else f'  ({one.state})'}" for one in planned]
     for labels in twice(planned):
         lines.append(f"The same training {len(labels)} times: {'; '.join(labels)}")

@@ -73,7 +73,7 @@ class Trainings:
         """Compose and check every training of a finite space, or the first of a larger one, and say what they take."""
         states = _states(sweep)
         points, whole = search.preview(sweep.n_trials, sweep.n_jobs)
-        planned = []
+        planned, runs = [], sweep.replicates.count
         for point in points:
             overrides = search.space.overrides(point)
             # Resolved once: all that is asked of it would resolve it anew.
@@ -86,7 +86,7 @@ class Trainings:
             given |= {key: str(value) for key, value in job.settings.flat().items() if key in COMPARED}
             state = states.get(identity(point), "new")
             same, epochs = job.settings.fingerprint, job.settings.epochs
-            planned.append(plan.Planned(" ".join(overrides), same, epochs, given | dict(cfg.choices), state))
+            planned.append(plan.Planned(" ".join(overrides), same, epochs, given | dict(cfg.choices), state, runs))
         known = plan.past(self._open().finished())
         needs = plan.need(planned, known, sweep.n_jobs)
         print(hidden("\n".join(plan.told(planned, None if whole else sweep.n_trials, needs, sweep.n_jobs))))
