@@ -120,7 +120,7 @@ class Controller:
 
     def _due(self) -> tuple[Trial, int] | None:
         """The run to start next. Of a finite space each point is run once before any is run again."""
-        wide = self.search.points(self.rules.n_trials) is not None
+        wide = self.replicates.count > 1 and self.search.points(self.rules.n_trials) is not None
         known = self._queued(wide, ahead=False)
         if known is not None and not (wide and known[1]):
             return known

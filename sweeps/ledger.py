@@ -54,7 +54,7 @@ class Run:
     epochs: int = 0  # reported
     values: Values = ()  # once it has ended, and the trial has not
     violations: Values = ()
-    running: bool = False
+    running: bool = field(default=False, compare=False)  # not kept
 
 
 @dataclass

@@ -92,24 +92,25 @@ def dropped(values: Mapping[int, Sequence[float]], running: Sequence[int], race:
     counts with its own. What the tests of a race come to is measured in `tests/sweeps/test_replicates.py`.
     """
     drops = []
+    by_count: dict[int, list[int]] = {}
     for trial in running:
-        mine = values[trial]
-        rivals = {other: theirs[: len(mine)] for other, theirs in values.items() if len(theirs) >= len(mine)}
-        if len(mine) < 2 or len(rivals) < 2:
+        by_count.setdefault(len(values[trial]), []).append(trial)
+    for count, trials in by_count.items():
+        rivals = [one for one, theirs in values.items() if len(theirs) >= count]
+        if count < 2 or len(rivals) < 2:
             continue
-        leader = max(rivals, key=lambda one: (fmean(rivals[one]), -one))
-        if leader == trial:
-            continue
+        leader = max(rivals, key=lambda one: (fmean(values[one][:count]), -one))
         pairs = [_differences(values[leader], theirs) for other, theirs in values.items() if other != leader]
-        pairs = [pair for pair in pairs if len(pair) >= 2]
         freedom = sum(len(pair) - 1 for pair in pairs)
-        own = _differences(rivals[leader], mine)
-        behind = fmean(own)
-        variance = max(sum(_squares(pair) for pair in pairs) / freedom, _squares(own) / (len(own) - 1))
-        error = math.sqrt(variance / len(own))
-        chance = float(special.stdtr(freedom, -behind / error)) if error else float(behind <= 0)
-        if chance < race:
-            drops.append(Drop(trial, leader, len(own), behind, chance))
+        pooled = sum(_squares(pair) for pair in pairs) / freedom
+        for trial in trials:
+            if trial != leader:
+                own = _differences(values[leader], values[trial])
+                behind, variance = fmean(own), max(pooled, _squares(own) / (count - 1))
+                error = math.sqrt(variance / count)
+                chance = float(special.stdtr(freedom, -behind / error)) if error else float(behind <= 0)
+                if chance < race:
+                    drops.append(Drop(trial, leader, count, behind, chance))
     return drops
 
 

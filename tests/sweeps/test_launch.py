@@ -288,6 +288,7 @@ def test_a_free_slot_is_refilled_while_a_long_trial_runs():
             "dir": str(runs / str(number)),
             "trial": number,
             "x": 1,
+            "seed": 0,
             "seconds": 6 if params["x"] == 0 else 0.1,
         }
         return OmegaConf.create(own | told)

@@ -15,7 +15,7 @@ from sweeps import ledger as ledgers
 from sweeps.draw import Search
 from sweeps.goal import Goal
 from sweeps.grammar import parse
-from sweeps.ledger import Ledger
+from sweeps.ledger import Ledger, Run
 from sweeps.replicates import Replicates
 from sweeps.states import State
 from sweeps.storage import open_storage
@@ -88,6 +88,21 @@ def test_what_a_dead_controller_ran_is_queued_with_its_number_its_attempt_and_it
     ledger.report(0, 1, 0.5)
     trial = opened(storage, searched).trials[0]
     assert (trial.state, trial.run(0).attempt, trial.epochs) == (State.QUEUED, 2, {1: 0.5})
+
+
+def test_the_seeds_of_a_trial_are_there_after_a_controller_died(storage):
+    searched = search("x=interval(0.0,1.0)")
+    ledger = filled(storage, searched, 1)
+    for replicate in range(3):
+        ledger.start(0, replicate)
+    ledger.keep(0, 0, (0.5,), (-1.0,))
+    ledger.report(0, 2, 0.25, replicate=1)
+    ledger.requeue(0, 2, attempt=2)
+    assert ledger.trials[0].state == State.RUNNING  # its second run goes on
+    trial = opened(storage, searched).trials[0]
+    assert trial.state == State.QUEUED
+    assert trial.runs == {0: Run(values=(0.5,), violations=(-1.0,)), 1: Run(epochs=2), 2: Run(attempt=2)}
+    assert (trial.ended, trial.epochs) == ([trial.runs[0]], {})  # pruners are shown no other seed's curve
 
 
 @pytest.mark.parametrize("arguments", [("x=0,1,2", "seed=0,1"), ("x=interval(0.0,1.0)", "seed=range(0,100)")])
