@@ -53,18 +53,24 @@ def _over_seeds(sweep: SweepResult) -> list[str]:
         if pair is None:
             told.append(f"No two seeds were run of both this and {rival.label} ({shown(rival)}): give more.")
             continue
-        by = f"{abs(pair.difference):.3f} (95 % interval {pair.low:.3f} to {pair.high:.3f}"
-        by += f", {abs(pair.effect):.1f} standard deviations of a seed, p = {pair.chance:.2g}, {_seeds(pair.seeds)})"
+        by = f"{abs(pair.difference):.3f}"
+        how = f"(95 % interval {pair.low:.3f} to {pair.high:.3f}"
+        how += f", {abs(pair.effect):.1f} standard deviations of a seed, p = {pair.chance:.2g}, {_seeds(pair.seeds)})"
         if pair.different:
-            told.append(f"{'Better' if pair.difference > 0 else 'Worse'} than {rival.label} ({shown(rival)}) by {by}.")
+            told.append(
+                f"{'Better' if pair.difference > 0 else 'Worse'} than {rival.label} ({shown(rival)}) by {by} {how}."
+            )
         elif rival.looks > 1:
             told.append(
-                f"{rival.label} ({shown(rival)}) is probably worse, as the race dropped it: {by}; "
+                f"{rival.label} ({shown(rival)}) is probably worse, as the race dropped it: {by} behind {how}; "
                 "hydra.sweeper.race=0 runs all seeds of each and tells more."
             )
         else:
-            more = f"some {pair.more} more seeds" if pair.more <= 1000 else "more than 1000 more seeds"
-            told.append(f"Not distinguishable from {rival.label} ({shown(rival)}): {by}; {more} of each would tell.")
+            more = f"about {_seeds(pair.more, 'more ')}" if pair.more <= 1000 else "more than 1000 more seeds"
+            side = "ahead" if pair.difference >= 0 else "behind"
+            told.append(
+                f"Not distinguishable from {rival.label} ({shown(rival)}): {by} {side} {how}; {more} of each would tell."
+            )
     if len(found) > 1:
         told.append(f"p is corrected for {len(found)} comparisons (Holm).")
     return told
@@ -75,8 +81,8 @@ def shown(arm: Arm) -> str:
     return f"{arm.mean:.3f}" + ("" if arm.half is None else f" ± {arm.half:.3f}")
 
 
-def _seeds(count: int) -> str:
-    return f"{count} seeds" if count != 1 else "one seed"
+def _seeds(count: int, more: str = "") -> str:
+    return f"{count} {more}seeds" if count != 1 else f"one {more}seed"
 
 
 def over_seeds(sweep: SweepResult) -> list[tuple[str, ...]]:

@@ -221,7 +221,7 @@ def test_over_seeds_a_loss_is_ranked_by_its_mean_and_what_is_not_distinguishable
     assert verdict.startswith("Best: loss=ghm with val/AP 0.425 ± 0.021, mean of 4 seeds.")
     assert "Better than loss=focal (0.374 ± 0.020) by 0.051 (95 % interval 0.0" in verdict
     assert "Not distinguishable from loss=cross_entropy (0.419 ± 0.026): 0.006" in verdict
-    assert re.search(r"some \d+ more seeds of each would tell", verdict)
+    assert re.search(r": 0\.006 ahead \(95 % interval .*\); about \d+ more seeds of each would tell", verdict)
     assert verdict.endswith("p is corrected for 3 comparisons (Holm).")
     assert "One seed each" not in verdict
     rows = page.over_seeds(result)
