@@ -12,7 +12,7 @@ from rich import box
 from rich.table import Table
 
 from ghm.reports import note
-from ghm.reports.comparison import Arm, compare
+from ghm.reports.comparison import Arm, Comparison, compare
 from ghm.reports.figures import figures
 from ghm.reports.sweep import SweepResult
 from ghm.secrets import hidden
@@ -52,28 +52,26 @@ def _over_seeds(sweep: SweepResult) -> list[str]:
         pair = found.get((best.trials, rival.trials))
         if pair is None:
             told.append(f"No two seeds were run of both this and {rival.label} ({shown(rival)}): give more.")
-            continue
-        by = f"{abs(pair.difference):.3f}"
-        how = f"(95 % interval {pair.low:.3f} to {pair.high:.3f}"
-        how += f", {abs(pair.effect):.1f} standard deviations of a seed, p = {pair.chance:.2g}, {_seeds(pair.seeds)})"
-        if pair.different:
-            told.append(
-                f"{'Better' if pair.difference > 0 else 'Worse'} than {rival.label} ({shown(rival)}) by {by} {how}."
-            )
-        elif rival.looks > 1:
-            told.append(
-                f"{rival.label} ({shown(rival)}) is probably worse, as the race dropped it: {by} behind {how}; "
-                "hydra.sweeper.race=0 runs all seeds of each and tells more."
-            )
         else:
-            more = f"about {_seeds(pair.more, 'more ')}" if pair.more <= 1000 else "more than 1000 more seeds"
-            side = "ahead" if pair.difference >= 0 else "behind"
-            told.append(
-                f"Not distinguishable from {rival.label} ({shown(rival)}): {by} {side} {how}; {more} of each would tell."
-            )
+            told.append(_against(pair))
     if len(found) > 1:
         told.append(f"p is corrected for {len(found)} comparisons (Holm).")
     return told
+
+
+def _against(pair: Comparison) -> str:
+    """The best one against a rival, in words."""
+    rival, by = f"{pair.other.label} ({shown(pair.other)})", f"{abs(pair.difference):.3f}"
+    how = f"(95 % interval {pair.low:.3f} to {pair.high:.3f}, {abs(pair.effect):.1f} standard deviations of a seed, "
+    how += f"p = {pair.chance:.2g}, {_seeds(pair.seeds)})"
+    if pair.different:
+        return f"{'Better' if pair.difference > 0 else 'Worse'} than {rival} by {by} {how}."
+    if pair.other.looks > 1:
+        more = "hydra.sweeper.race=0 runs all seeds of each and tells more"
+        return f"{rival} is probably worse, as the race dropped it: {by} behind {how}; {more}."
+    more = f"about {_seeds(pair.more, 'more ')}" if pair.more <= 1000 else "more than 1000 more seeds"
+    side = "ahead" if pair.difference >= 0 else "behind"
+    return f"Not distinguishable from {rival}: {by} {side} {how}; {more} of each would tell."
 
 
 def shown(arm: Arm) -> str:
