@@ -3,7 +3,7 @@
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
@@ -17,7 +17,7 @@ from sweeps.goal import Goal, Values
 from sweeps.hub import Report
 from sweeps.lease import Lease
 from sweeps.ledger import Ledger, Trial
-from sweeps.policy import Change, End, Rules
+from sweeps.policy import End, Rules
 from sweeps.record import Record
 from sweeps.replicates import Replicates, dropped
 from sweeps.slots import Slots, Task
@@ -195,18 +195,27 @@ class Controller:
             self.view.kept(self.ledger, number, change.values)
             self._settle()
         else:
-            self._close(trial, change, violations)
+            error = change.error
+            if change.state == State.PRUNED:
+                error = f"{type(self.search.pruner).__name__}, after epoch {max(trial.epochs)}"
+            self._close(trial, change.state, change.values, error, change.spent, violations)
 
-    def _close(self, trial: Trial, change: Change, violations: Values = ()) -> None:
+    def _close(
+        self,
+        trial: Trial,
+        state: State,
+        values: Values,
+        error: str = "",
+        spent: bool = False,
+        violations: Values = (),
+    ) -> None:
         """A trial has ended."""
-        if change.state == State.PRUNED and not change.error:
-            change = replace(change, error=f"{type(self.search.pruner).__name__}, after epoch {max(trial.epochs)}")
-        self.ledger.end(trial.number, change.state, change.values, hidden(change.error), change.spent, violations)
-        if change.state == State.FAILED:
+        self.ledger.end(trial.number, state, values, hidden(error), spent, violations)
+        if state == State.FAILED:
             self.record.failure(trial, label(trial.params))
         self.record.ended(trial)
         self.view.ended(self.ledger, trial)
-        if change.state == State.FAILED and not self.draining:
+        if state == State.FAILED and not self.draining:
             self._give_up_if_needed()
 
     def _together(self, trial: Trial) -> Values:
@@ -218,7 +227,7 @@ class Controller:
         for trial in self.ledger.trials:
             if not trial.over and len(trial.ended) == self.replicates.count:
                 broken = tuple(fmean(parts) for parts in zip(*(run.violations for run in trial.ended), strict=True))
-                self._close(trial, Change(State.DONE, 1, self._together(trial)), broken)
+                self._close(trial, State.DONE, self._together(trial), violations=broken)
 
     def _race(self) -> None:
         """Drop the trials that are clearly worse than another, seed by seed. Of several objectives none is."""
@@ -230,7 +239,7 @@ class Controller:
         running = [trial.number for trial in still if not trial.over and len(trial.ended) < self.replicates.count]
         for drop in dropped(values, running, self.replicates.race):
             trial = self.ledger.trials[drop.trial]
-            self._close(trial, Change(State.PRUNED, 1, self._together(trial), str(drop)))
+            self._close(trial, State.PRUNED, self._together(trial), str(drop))
 
     def _checked(self, number: int, end: End) -> End:
         """How an attempt ended, as an error where what it returned, or reported, is not what the sweep is after."""

@@ -137,8 +137,10 @@ def run_sweep(
             if unfinished and affordable:
                 with _slots(sweep) as slots, View(sweep.name, sweep.goal, total, meter, sweep.replicates) as view:
                     sight = Sight(sweep.folder)
-                    parts = (sweep.goal, lease, ledger, search, slots, task, compose, record, view, rules, sight, meter)
-                    controller = Controller(*parts, replicates=sweep.replicates)
+                    controller = Controller(
+                        *(sweep.goal, lease, ledger, search, slots, task, compose, record, view, rules, sight, meter),
+                        replicates=sweep.replicates,
+                    )
                     _run(controller)
                     affordable = controller.complete
                 ledger.keep_used(meter.used)

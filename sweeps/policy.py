@@ -51,16 +51,12 @@ def due(
     `wide`: what has the fewest runs comes first; else a trial that was begun is brought to its end.
     """
     found = []
-    for trial in trials:
+    for trial in (one for one in trials if not one.over):
         for replicate in range(replicates.count):
-            if trial.over:
-                break
             run = trial.run(replicate)
             waits_still = waits.get(replicates.run(trial.number, replicate), 0) > now
             if not run.values and not run.running and not waits_still:
                 found.append((wide * replicate, trial.number, replicate))
-                if replicates.count == 1:
-                    return trial, 0
             if not run.values and not ahead:
                 break
     if not found:

@@ -101,7 +101,7 @@ class Record:
         shared = [key for key in (reported[0] if reported else {}) if all(key in metrics for metrics in reported)]
         if shared:
             spool.log_metrics({key: fmean(one[key] for one in reported) for key in shared}, len(reported))
-        if params := next((run.params() for run in runs if run.params()), None):
+        if params := next(filter(None, (run.params() for run in runs)), None):
             spool.log_params({key: value for key, value in params.items() if key != self.seeds.key})
         if trial.error:
             spool.set_tags({"error": trial.error[-4000:]})

@@ -3,10 +3,11 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, median, stdev
+from statistics import fmean, median, variance
 
 from scipy import special
 
+from ghm.interval import half_width
 from sweeps.goal import Values
 
 BY = ("mean", "median", "lower")
@@ -64,8 +65,7 @@ class Replicates:
             return median(values)
         if self.by == "mean" or len(values) < 2:
             return fmean(values)
-        half = float(special.stdtrit(len(values) - 1, 0.975)) * stdev(values) / math.sqrt(len(values))
-        return fmean(values) - (half if direction == "maximize" else -half)
+        return fmean(values) - (half_width(values) if direction == "maximize" else -half_width(values))
 
 
 @dataclass(frozen=True)
@@ -102,12 +102,11 @@ def dropped(values: Mapping[int, Sequence[float]], running: Sequence[int], race:
         leader = max(rivals, key=lambda one: (fmean(values[one][:count]), -one))
         pairs = [_differences(values[leader], theirs) for other, theirs in values.items() if other != leader]
         freedom = sum(len(pair) - 1 for pair in pairs)
-        pooled = sum(_squares(pair) for pair in pairs) / freedom
+        pooled = sum((len(pair) - 1) * variance(pair) for pair in pairs if len(pair) > 1) / freedom
         for trial in trials:
             if trial != leader:
                 own = _differences(values[leader], values[trial])
-                behind, variance = fmean(own), max(pooled, _squares(own) / (count - 1))
-                error = math.sqrt(variance / count)
+                behind, error = fmean(own), math.sqrt(max(pooled, variance(own)) / count)
                 chance = float(special.stdtr(freedom, -behind / error)) if error else float(behind <= 0)
                 if chance < race:
                     drops.append(Drop(trial, leader, count, behind, chance))
@@ -116,8 +115,3 @@ def dropped(values: Mapping[int, Sequence[float]], running: Sequence[int], race:
 
 def _differences(one: Sequence[float], other: Sequence[float]) -> list[float]:
     return [a - b for a, b in zip(one, other, strict=False)]
-
-
-def _squares(values: Sequence[float]) -> float:
-    mean = fmean(values)
-    return sum((value - mean) ** 2 for value in values)

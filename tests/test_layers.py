@@ -62,6 +62,7 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
         {"torch", "hydra", "omegaconf"},
     ),
     "ghm/recorded.py": ({"ghm.provenance", "ghm.tracking"}, {"yaml"}),
+    "ghm/interval.py": (set(), {"scipy"}),
     "ghm/foreign.py": (set(), {"torch"}),
     "ghm/worker.py": (
         {
@@ -119,7 +120,7 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
         {"ray", "omegaconf"},
     ),
     "ghm/reports": (
-        {"ghm.reports", "ghm.secrets", "ghm.tracking", "sweeps.goal", "sweeps.states"},
+        {"ghm.interval", "ghm.reports", "ghm.secrets", "ghm.tracking", "sweeps.goal", "sweeps.states"},
         {"matplotlib", "pandas", "scipy", "numpy", "jinja2", "rich", "yaml"},
     ),
     "ghm/verbs": (
@@ -158,6 +159,7 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
             "ghm.choices",
             "ghm.cluster",
             "ghm.failure",
+            "ghm.interval",
             "ghm.job",
             "ghm.nodes",
             "ghm.own_ranges",

@@ -8,6 +8,8 @@ from statistics import fmean, stdev
 
 from scipy import special, stats
 
+from ghm.interval import half_width
+
 # Chance of calling two equal configurations different, over all pairs that are compared. Below the usual .05, so that
 # of 200 sweeps over equal losses no more than 10 say so but by rare accident: at .05 every other 200 would have more.
 LEVEL = 0.03
@@ -32,10 +34,7 @@ class Arm:
     @property
     def half(self) -> float | None:
         """Of the 95 % interval of the mean (Student's t); None for one seed."""
-        count = len(self.values)
-        if count < 2:
-            return None
-        return float(special.stdtrit(count - 1, 0.975)) * stdev(self.values.values()) / math.sqrt(count)
+        return half_width(list(self.values.values())) if len(self.values) > 1 else None
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ def _holm(chances: Sequence[float]) -> list[float]:
 
 def _comparison(one: Arm, other: Arm, values: Sequence[float], chance: float, pairs: int) -> Comparison:
     count, mean, spread = len(values), fmean(values), stdev(values)
-    half = float(special.stdtrit(count - 1, 0.975)) * spread / math.sqrt(count)
+    half = half_width(values)
     single = math.sqrt((stdev(one.values.values()) ** 2 + stdev(other.values.values()) ** 2) / 2)
     effect = mean / single if single else math.copysign(math.inf, mean) if mean else 0.0
     return Comparison(

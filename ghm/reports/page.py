@@ -45,17 +45,18 @@ def verdict(sweep: SweepResult) -> str:
 
 def _over_seeds(sweep: SweepResult) -> list[str]:
     """Sentences: the best configuration by its mean, and how each rival compares with it."""
-    best, *rivals = sweep.rivals
+    compared = sweep.rivals
+    best, *rivals = compared
     told = [f"Best: {best.label} with {sweep.objective} {shown(best)}, mean of {_seeds(len(best.values))}."]
-    found = {(pair.one.trials, pair.other.trials): pair for pair in compare(sweep.rivals, sweep.goal.ascending)}
+    pairs = compare(compared, sweep.goal.ascending)
+    found = {pair.other.trials: pair for pair in pairs if pair.one is best}
     for rival in rivals:
-        pair = found.get((best.trials, rival.trials))
-        if pair is None:
-            told.append(f"No two seeds were run of both this and {rival.label} ({shown(rival)}): give more.")
+        if rival.trials in found:
+            told.append(_against(found[rival.trials]))
         else:
-            told.append(_against(pair))
-    if len(found) > 1:
-        told.append(f"p is corrected for {len(found)} comparisons (Holm).")
+            told.append(f"No two seeds were run of both this and {rival.label} ({shown(rival)}): give more.")
+    if len(pairs) > 1:
+        told.append(f"p is corrected for {len(pairs)} comparisons (Holm).")
     return told
 
 

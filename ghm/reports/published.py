@@ -4,13 +4,13 @@ import csv
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import yaml
-from scipy import stats
 
+from ghm.interval import half_width
 from ghm.reports.sweep import BATCH, SweepResult
 
 TABLES = Path(__file__).with_name("published.yaml")
@@ -114,13 +114,10 @@ def _measured(column: str, trials: pd.DataFrame) -> Measured | None:
         values = 100 * trials[f"val/{column}"]
     else:
         return None
-    numbers = values.dropna().to_numpy(dtype=float)
-    if not len(numbers):
+    numbers = [float(value) for value in values.dropna()]
+    if not numbers:
         return None
-    if len(numbers) == 1:
-        return Measured(float(numbers[0]), None)
-    half = stats.t.ppf(0.975, len(numbers) - 1) * numbers.std(ddof=1) / np.sqrt(len(numbers))
-    return Measured(float(numbers.mean()), float(half))
+    return Measured(fmean(numbers), half_width(numbers) if len(numbers) > 1 else None)
 
 
 def _number(value: float | None, digits: int) -> str:

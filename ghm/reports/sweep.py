@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from statistics import fmean
 from typing import Any
 
@@ -68,7 +69,7 @@ class SweepResult:
             return dict.fromkeys(self.trials["trial"], "all")
         return dict(zip(self.trials["trial"], self.trials[self.group].astype(str), strict=True))
 
-    @property
+    @cached_property
     def arms(self) -> list[Arm]:
         """The configurations, whatever their seed, best mean first; what a race dropped stands behind."""
         arms: dict[str, list[dict[str, Any]]] = {}
@@ -78,16 +79,18 @@ class SweepResult:
             if counts or raced:
                 same = {key: row[key] for key in self.keys if key != "seed"}
                 arms.setdefault(json.dumps(same, default=str), []).append(row)
-        made = [self._arm(rows) for rows in arms.values()]
+        groups, most = self.groups, max(map(len, self.seeds.values()), default=1)
+        made = [self._arm(rows, groups[rows[0]["trial"]], most) for rows in arms.values()]
         return sorted(made, key=lambda arm: (arm.looks > 1, arm.mean if self.goal.ascending else -arm.mean))
 
-    def _arm(self, rows: list[dict[str, Any]]) -> Arm:
+    def _arm(self, rows: list[dict[str, Any]], group: str, most: int) -> Arm:
+        """Of the trials that differ in their seed alone; no trial has more than `most` seeds."""
         first = rows[0]
         values = self.seeds.get(first["trial"]) or {int(row.get("seed") or 0): row[self.objective] for row in rows}
         label = re.sub(r"(^| )seed=\d+", "", first["label"]).strip() or "defaults"
-        looks = 1 if first["state"] == State.DONE else max(map(len, self.seeds.values())) - 1
+        looks = 1 if first["state"] == State.DONE else most - 1
         trials = tuple(int(row["trial"]) for row in rows)
-        return Arm(label, self.groups[first["trial"]], values, trials, looks)
+        return Arm(label, group, values, trials, looks)
 
     @property
     def rivals(self) -> list[Arm]:

@@ -34,9 +34,8 @@ def shared_view(
     `swept`: keys; `group`: the one by whose values the curves are averaged, with a band, if any; `ascending` says that
     the smallest value of the first objective comes first; `seeds`, that trials have several runs, which are shown then.
     """
-    state_of_page = _state(objectives, swept, group, ascending)
-    state_of_page["searchFilter"] = f"tags.`ghm.key` LIKE '{key}-{'%-%' if seeds else '%'}'"
-    packed = zlib.compress(json.dumps(state_of_page).encode(), 9)
+    query = f"tags.`ghm.key` LIKE '{key}-{'%-%' if seeds else '%'}'"
+    packed = zlib.compress(json.dumps(_state(query, objectives, swept, group, ascending)).encode(), 9)
     now = int(time.time() * 1000)
     state = f"deflate;{base64.b64encode(packed).decode()}"
     return json.dumps({"name": name, "createdAt": now, "updatedAt": now, "state": state})
@@ -57,7 +56,9 @@ def _runs(uri: str, experiment: str) -> str:
     return f"{server}/#/experiments/{experiment}/runs"
 
 
-def _state(objectives: Sequence[str], swept: Sequence[str], group: str | None, ascending: bool) -> dict[str, Any]:
+def _state(
+    query: str, objectives: Sequence[str], swept: Sequence[str], group: str | None, ascending: bool
+) -> dict[str, Any]:
     objective, *others = objectives
     if others:  # a front is one of runs, not of their means
         group = None
@@ -68,6 +69,7 @@ def _state(objectives: Sequence[str], swept: Sequence[str], group: str | None, a
         charts.append(_chart("PARALLEL", "parallel", selectedParams=list(swept), selectedMetrics=list(objectives)))
     sections = [("ours", "Objective", True), *((name, name, False) for name in OTHERS)]
     return {
+        "searchFilter": query,
         "orderByKey": _column("metrics", objective),
         "orderByAsc": ascending,
         "selectedColumns": [

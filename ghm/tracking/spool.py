@@ -60,11 +60,12 @@ class Spool:
 
     def last_metrics(self) -> dict[str, float]:
         """The values written last of each metric of the last step."""
-        last = self.last_step()
+        last = -1
         found: dict[str, float] = {}
         for entry in self.entries():
-            if "metrics" in entry and entry["step"] == last:
-                found |= entry["metrics"]
+            if "metrics" in entry and entry["step"] >= last:
+                found = (found if entry["step"] == last else {}) | entry["metrics"]
+                last = entry["step"]
         return found
 
     def params(self) -> dict[str, str]:

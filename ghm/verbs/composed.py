@@ -1,6 +1,7 @@
 """A verb's task, run with the config that Hydra composes from the command line."""
 
 import functools
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,15 @@ from ghm.provenance import record
 
 # Hydra 1.3 asks whose defaults are meant; from 1.4 on they are its own.
 BASE: dict[str, Any] = {"version_base": "1.3"} if hydra.__version__.startswith("1.3.") else {}
+
+
+ID = re.compile("[0-9a-f]{32}")  # of MLflow's runs
+
+
+def name_run() -> None:
+    """Have `ghm VERB RUN` mean run=RUN; quoted where it is an id, which may look like a number."""
+    words = [f"'{word}'" if ID.fullmatch(word) else word for word in sys.argv[1:]]
+    sys.argv[1:] = [word if "=" in word or word.startswith("-") else f"run={word}" for word in words]
 
 
 def of_sweep(overrides: list[str]) -> DictConfig:

@@ -1,6 +1,5 @@
 """`ghm figures RUN`: the paper's Figures 1 to 5 of a finished run, from its checkpoint and its data."""
 
-import sys
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -15,8 +14,7 @@ from ghm.verbs.evaluate import chosen_device, load_model
 
 
 def main() -> None:
-    # `ghm figures RUN` is short for run=RUN.
-    sys.argv[1:] = [word if "=" in word or word.startswith("-") else f"run={word}" for word in sys.argv[1:]]
+    composed.name_run()
     written = composed.run(run, "figures")
     for path in written or ():
         print(path)

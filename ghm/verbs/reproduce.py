@@ -1,7 +1,5 @@
 """`ghm reproduce RUN`: runs a run again from what it recorded, and says whether its metrics are equal."""
 
-import re
-import sys
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -14,13 +12,9 @@ from ghm.run import train
 from ghm.tracking import Tracker
 from ghm.verbs import composed
 
-ID = re.compile("[0-9a-f]{32}")  # of MLflow's runs
-
 
 def main() -> None:
-    # `ghm reproduce RUN` is short for run=RUN; an id may look like a number.
-    given = [f"'{word}'" if ID.fullmatch(word) else word for word in sys.argv[1:]]
-    sys.argv[1:] = [word if "=" in word or word.startswith("-") else f"run={word}" for word in given]
+    composed.name_run()
     composed.run(run, "reproduce")
 
 
@@ -49,7 +43,7 @@ def _recorded(cfg: DictConfig) -> Recorded:
     if cfg.run is None:
         raise ValueError("run=null: names no run; give its folder, as in ghm reproduce runs/single/RUN, or MLflow id")
     run = Path(cfg.run)
-    if not run.exists() and ID.fullmatch(run.name):
+    if not run.exists() and composed.ID.fullmatch(run.name):
         tracker = Tracker.open(cfg.tracking.uri, cfg.tracking.experiment, cfg.runs).reach()
         return recorded.of_mlflow(tracker, run.name)
     return recorded.of_folder(run)

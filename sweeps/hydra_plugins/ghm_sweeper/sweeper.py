@@ -63,6 +63,10 @@ class GHMSweeper(Sweeper):
             space = widen(space, settings.search, composer)
         search = self._search(space, sweep, app)
         seeds = sweep.replicates
+        if seeds.count > 1 and seeds.key in space.keys:
+            raise ValueError(
+                f"{seeds.key}: is swept, and hydra.sweeper.replicates runs each trial with seeds; drop one of them"
+            )
         for probe in space.probes():
             app.check(composer, _overrides(space, probe, seeds.key, seeds.seed(0)))
         if settings.dry_run:
@@ -169,8 +173,6 @@ class GHMSweeper(Sweeper):
 
 
 def _overrides(space: "Space", params: "Params", key: str, seed: int | None) -> list[str]:
-    """Of a run. ValueError where the seeds that it is to have are also swept."""
-    if seed is not None and key in space.keys:
-        raise ValueError(f"{key}: is swept, and hydra.sweeper.replicates runs each trial with seeds; drop one of them")
+    """Of a run, with its seed if it is to have one of its own."""
     own = [one for one in space.overrides(params) if seed is None or one.split("=")[0].lstrip("+") != key]
     return own if seed is None else [*own, f"{key}={seed}"]
