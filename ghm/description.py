@@ -5,9 +5,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from ghm import parts, provenance
+from ghm import devices, parts, provenance, same
 from ghm.job import Job
-from ghm.tracking import Spool
+from ghm.tracking import SAME, Spool
 
 # Settings that are columns of MLflow's table of runs; so are the losses', and what a command or a sweep gave.
 # All others are in config/config.yaml.
@@ -24,6 +24,7 @@ def describe(spool: Spool, job: Job, cfg: DictConfig) -> None:
     tags = {name: value for name, value in tags.items() if value is not None}
     tags |= {"dir": place.folder, "settings": job.settings.fingerprint, "attempt": key.attempt}
     tags |= provenance.origin(source["commit"], cfg.trial.command)
+    tags[SAME] = _same(spool, job, cfg)
     spool.start(key.label or place.folder.name, tags, parent=key.parent, key=key.record)
     if any("params" in entry for entry in spool.entries()):
         return
@@ -38,6 +39,18 @@ def describe(spool: Spool, job: Job, cfg: DictConfig) -> None:
         spool.log_text(json.dumps(parts.division(cfg), indent=2), "config/division.json")
     spool.log_datasets(parts.datasets(cfg))
     spool.log_params(_params(job, cfg))  # last: says that all of it is there
+
+
+def _same(spool: Spool, job: Job, cfg: DictConfig) -> str:
+    """What other runs are the same by; empty where nobody can tell, or where it began as another run."""
+    if job.place.workers:
+        on = devices.possible(job.settings.device, job.place.gpus)
+    else:
+        on = [devices.here(job.settings.device)]
+    key = same.key(job, cfg, on[0]) if len(on) == 1 else None
+    begun = [entry["start"]["tags"].get(SAME) for entry in spool.entries() if "start" in entry]
+    elsewhere = not begun and cfg.trial.epochs > 0
+    return key if key is not None and not elsewhere and all(one == key for one in begun) else ""
 
 
 def _params(job: Job, cfg: DictConfig) -> dict[str, Any]:

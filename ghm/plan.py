@@ -24,7 +24,8 @@ class Past:
 
 @dataclass(frozen=True)
 class Planned:
-    """A trial that is to be: `same` is equal for trainings of equal numbers; `runs`, of how many seeds."""
+    """A trial that is to be: `same` is equal for trainings of equal numbers; `runs`, of how many seeds, of which
+    `known` were trained before."""
 
     label: str
     same: str
@@ -32,6 +33,11 @@ class Planned:
     settings: Mapping[str, str]
     state: str = "new"  # or as the study has it
     runs: int = 1
+    known: int = 0
+
+    @property
+    def to_run(self) -> int:
+        return 0 if self.state == "done" else self.runs - self.known
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,7 @@ def like(one: Mapping[str, str], known: Sequence[Past]) -> tuple[list[Past], tup
 
 def need(planned: Sequence[Planned], known: Sequence[Past], slots: int) -> Need | None:
     """Of the trainings that are still to be done; None where no run like one of them has ended."""
-    todo = [one for one in planned if one.state != "done"]
+    todo = [one for one in planned if one.to_run]
     seconds: list[float] = []
     size, runs = 0, 0
     differ: dict[str, None] = {}
@@ -79,14 +85,14 @@ def need(planned: Sequence[Planned], known: Sequence[Past], slots: int) -> Need 
         alike, other = like(one.settings, known)
         if not alike:
             return None
-        seconds += [one.epochs * mean(run.seconds for run in alike)] * one.runs
-        size += one.runs * round(mean(run.bytes for run in alike))
+        seconds += [one.epochs * mean(run.seconds for run in alike)] * one.to_run
+        size += one.to_run * round(mean(run.bytes for run in alike))
         runs = max(runs, len(alike))
         differ |= dict.fromkeys(other)
     ends = [0.0] * slots
     for each in seconds:  # as a free slot is refilled
         heapq.heapreplace(ends, ends[0] + each)
-    return Need(max(ends), sum(seconds), size, runs, tuple(differ))
+    return Need(max(ends, default=0.0), sum(seconds), size, runs, tuple(differ))
 
 
 def twice(planned: Sequence[Planned]) -> list[list[str]]:
@@ -109,7 +115,7 @@ def told(planned: Sequence[Planned], first: int | None, needs: Need | None, slot
         lines = [f"{first} trials, of which these would be the first {len(planned)} as long as nothing is known of any"]
     if seeds > 1:
         lines[0] += f"; {seeds} seeds of each, unless the race drops it before"
-    lines += [f"  {one.label}{'' if one.state == 'new' else f'  ({one.state})'}" for one in planned]
+    lines += [f"  {one.label}{_said(one)}" for one in planned]
     for labels in twice(planned):
         lines.append(f"The same training {len(labels)} times: {'; '.join(labels)}")
     if needs is None:
@@ -119,6 +125,12 @@ def told(planned: Sequence[Planned], first: int | None, needs: Need | None, slot
     lines.append(f"Time: about {_clock(wall)} with {slots} at a time, {_clock(work)} of work; disk: {size:.0f} MB")
     but = f", though of other {', '.join(needs.other)}" if needs.other else ""
     return [*lines, f"That is by {needs.runs} runs that have ended{but}"]
+
+
+def _said(one: Planned) -> str:
+    some = f"{one.known} of {one.runs} seeds known" if 0 < one.known < one.runs else ""
+    said = ", ".join(filter(None, ["" if one.state == "new" else one.state, some]))
+    return f"  ({said})" if said else ""
 
 
 def _clock(seconds: float) -> str:

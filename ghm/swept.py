@@ -10,20 +10,22 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from ghm import choices, plan
+from ghm import choices, plan, same
 from ghm.description import COMPARED
+from ghm.devices import possible
 from ghm.failure import Failed
 from ghm.job import Job, group_sizes
 from ghm.parts import check
 from ghm.paths import absolute
 from ghm.provenance import command, record
 from ghm.secrets import hidden
-from ghm.tracking import Spool, Tracker
+from ghm.tracking import SAME, Spool, Tracker
 from ghm.verbs.report import after_sweep
 from sweeps.composer import Composer
 from sweeps.draw import Search
 from sweeps.launch import Sweep
 from sweeps.ledger import find, identity, trial_of
+from sweeps.replicates import Replicates
 from sweeps.slots import Resources
 from sweeps.space import Params, title
 from sweeps.storage import open_storage
@@ -54,7 +56,7 @@ class Trainings:
 
     def check(self, composer: Composer, overrides: list[str]) -> None:
         """ValueError for settings that no training can have."""
-        check(composer.compose(overrides))
+        check(absolute(composer.compose(overrides)))
 
     def config(
         self, composer: Composer, overrides: list[str], number: int, label: str, params: Params, context: dict[str, Any]
@@ -69,11 +71,19 @@ class Trainings:
         record(Path(cfg.dir), cfg, overrides)
         return container
 
+    def same(self, composer: Composer, overrides: list[str]) -> list[str]:
+        """What a training is the same by, for each device that it may get."""
+        cfg = absolute(composer.compose(overrides))
+        job = Job.of(cfg)
+        devices = possible(job.settings.device, self.resources().total["GPU"])
+        return [key for key in (same.key(job, cfg, device) for device in devices) if key is not None]
+
     def show(self, composer: Composer, search: Search, sweep: Sweep) -> None:
         """Compose and check every training of a finite space, or the first of a larger one, and say what they take."""
         states = _states(sweep)
         points, whole = search.preview(sweep.n_trials, sweep.n_jobs)
-        planned, runs = [], sweep.replicates.count
+        planned, runs, finished = [], sweep.replicates.count, self._open().finished()
+        done = {one.data.tags.get(SAME, "") for one in finished} - {""} if self._settings.reuse else set()
         for point in points:
             overrides = search.space.overrides(point)
             # Resolved once: all that is asked of it would resolve it anew.
@@ -84,12 +94,21 @@ class Trainings:
             job = Job.of(absolute(cfg))
             given = dict(one.split("=", 1) for one in self._given(overrides))
             given |= {key: str(value) for key, value in job.settings.flat().items() if key in COMPARED}
-            state = states.get(identity(point), "new")
-            same, epochs = job.settings.fingerprint, job.settings.epochs
-            planned.append(plan.Planned(" ".join(overrides), same, epochs, given | dict(cfg.choices), state, runs))
-        known = plan.past(self._open().finished())
-        needs = plan.need(planned, known, sweep.n_jobs)
+            known = self._known(composer, overrides, sweep.replicates, done)
+            state = states.get(identity(point), "known" if known == runs else "new")
+            own, epochs = job.settings.fingerprint, job.settings.epochs
+            given |= dict(cfg.choices)
+            planned.append(plan.Planned(" ".join(overrides), own, epochs, given, state, runs, known))
+        needs = plan.need(planned, plan.past(finished), sweep.n_jobs)
         print(hidden("\n".join(plan.told(planned, None if whole else sweep.n_trials, needs, sweep.n_jobs))))
+
+    def _known(self, composer: Composer, overrides: list[str], seeds: Replicates, done: set[str]) -> int:
+        """How many of a trial's runs are among those that are done."""
+        if not done:
+            return 0
+        numbers = [seeds.seed(replicate) for replicate in range(seeds.count)]
+        runs = [overrides if seed is None else [*overrides, f"{seeds.key}={seed}"] for seed in numbers]
+        return sum(not done.isdisjoint(self.same(composer, run)) for run in runs)
 
     def _given(self, overrides: list[str]) -> list[str]:
         whole = [*self._master.hydra.overrides.task, *overrides]

@@ -2,13 +2,13 @@
 
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
 from ghm.failure import Failed
-from ghm.nodes import Sight
 from ghm.secrets import hidden
 from sweeps import policy
 from sweeps.budget import Budget, Meter
@@ -20,6 +20,7 @@ from sweeps.ledger import Ledger, Trial
 from sweeps.policy import End, Rules
 from sweeps.record import Record
 from sweeps.replicates import Replicates, dropped
+from sweeps.reuse import Reuse
 from sweeps.slots import Slots, Task
 from sweeps.space import label
 from sweeps.states import Answer, State
@@ -27,6 +28,7 @@ from sweeps.view import View
 
 # Makes a run's config of its trial's number, what was drawn, its label, and what it has to know of its sweep.
 Compose = Callable[[int, dict[str, Any], str, dict[str, Any]], dict[str, Any]]
+ASK = 5.0  # seconds between two looks at a run that is waited for
 
 
 class SweepFailed(Failed):
@@ -47,8 +49,8 @@ class Controller:
     record: Record
     view: View
     rules: Rules
-    sight: Sight
     meter: Meter
+    reuse: Reuse
     replicates: Replicates = field(default_factory=Replicates)
     draining: bool = False
     _said: bool = False  # that it drains
@@ -97,25 +99,57 @@ class Controller:
             self.view.note(f"ending: {len(self.slots.busy)} trials end with the epoch they are in; again stops at once")
 
     def _prepare(self) -> bool:
-        """Have the next run drawn and composed; whether there is one."""
+        """Have the next run drawn and composed; whether there is one. What others ran is not run again."""
         if self._next is not None and self._next[0].over:  # out of the race since
             self._next = None
-        if self._next is not None or self.draining:
-            return self._next is not None
-        due = self._due()
-        if due is None:
-            return False
-        trial, replicate = due
+        while self._next is None and not self.draining and (due := self._due()) is not None:
+            trial, replicate = due
+            run = False  # nor where it could not even be composed
+            with self._blamed(trial, replicate):
+                self.ledger.complete(trial.number, self.search.space)
+                run = not self._taken_over(trial, replicate)
+            if run:
+                hub, sight = self.slots.open()
+                with self._blamed(trial, replicate):
+                    context = self.record.context(trial, replicate, hub, sight)
+                    context["seed"] = self.replicates.seed(replicate)
+                    config = self.compose(trial.number, trial.params, self._label(trial, replicate), context)
+                    self._next = trial, replicate, config
+        return self._next is not None
+
+    @contextmanager
+    def _blamed(self, trial: Trial, replicate: int) -> Iterator[None]:
+        """What is raised is this run's end."""
         try:
-            self.ledger.complete(trial.number, self.search.space)
-            context = self.record.context(trial, replicate, self.slots.hub_name, self.sight)
-            context["seed"] = seed = self.replicates.seed(replicate)
-            named = label(trial.params) + ("" if seed is None else f" {self.replicates.key}={seed}")
-            self._next = trial, replicate, self.compose(trial.number, trial.params, named, context)
+            yield
         except Exception:
-            self.view.started(self.replicates.run(trial.number, replicate), label(trial.params))
-            self._end(self.replicates.run(trial.number, replicate), End(error=traceback.format_exc()))
-            return self._prepare()
+            number = self.replicates.run(trial.number, replicate)
+            self.view.started(number, label(trial.params))
+            self._end(number, End(error=traceback.format_exc()))
+
+    def _label(self, trial: Trial, replicate: int) -> str:
+        seed = self.replicates.seed(replicate)
+        return label(trial.params) + ("" if seed is None else f" {self.replicates.key}={seed}")
+
+    def _taken_over(self, trial: Trial, replicate: int) -> bool:
+        """Whether another run is the same and done, whose values then count here too, or runs and is waited for."""
+        number, own = self.replicates.run(trial.number, replicate), self.record.key_of(trial.number, replicate)
+        found = self.reuse.find(trial.params, self.replicates.seed(replicate), own)
+        if found is None:
+            return False
+        if not found.values:
+            if number not in self._waits:
+                self.view.note(f"{self.replicates.named(number)} waits for the same training, {found}")
+            self._waits[number] = time.monotonic() + ASK
+            return True
+        self.record.started(trial, label(trial.params))
+        self.record.reused(trial, replicate, self._label(trial, replicate), found)
+        self.ledger.start(trial.number, replicate)
+        for epoch, value in found.curve:
+            self.ledger.report(trial.number, epoch, value, replicate)
+        self._metrics[number] = found.metrics
+        self.view.note(f"{self.replicates.named(number)} is known from {found}")
+        self._done(number, found.values)
         return True
 
     def _due(self) -> tuple[Trial, int] | None:
@@ -188,17 +222,25 @@ class Controller:
             self.ledger.requeue(of_trial, replicate, change.attempt)
             self.view.queued(number, change)
             return
-        violations = self._violations(number)
         self.view.gone(number)
-        if change.state == State.DONE and self.replicates.count > 1:
-            self.ledger.keep(of_trial, replicate, change.values, violations)
-            self.view.kept(self.ledger, number, change.values)
-            self._settle()
-        else:
-            error = change.error
-            if change.state == State.PRUNED:
-                error = f"{type(self.search.pruner).__name__}, after epoch {max(trial.epochs)}"
-            self._close(trial, change.state, change.values, error, change.spent, violations)
+        if change.state == State.DONE:
+            self._done(number, change.values)
+            return
+        error = change.error
+        if change.state == State.PRUNED:
+            error = f"{type(self.search.pruner).__name__}, after epoch {max(trial.epochs)}"
+        self._close(trial, change.state, change.values, error, change.spent, self._violations(number))
+
+    def _done(self, number: int, values: Values) -> None:
+        """A run came to these values: so did its trial, if it is the only one."""
+        of_trial, replicate = self.replicates.of(number)
+        violations = self._violations(number)
+        if self.replicates.count == 1:
+            self._close(self.ledger.trials[of_trial], State.DONE, values, violations=violations)
+            return
+        self.ledger.keep(of_trial, replicate, values, violations)
+        self.view.kept(self.ledger, number, values)
+        self._settle()
 
     def _close(
         self,

@@ -68,6 +68,10 @@ class HydraApp:
         about = {"number": number, "label": title(number, label)}
         return {"cfg": cfg, "trial": about | {"params": json.dumps(params)} | context}
 
+    def same(self, composer: Composer, overrides: list[str]) -> list[str]:
+        """Nothing: what a program's numbers depend on is its own to know."""
+        return []
+
     def show(self, composer: Composer, search: Search, sweep: Sweep) -> None:
         """Print the points of a finite space, or the first that are drawn of a larger one."""
         points, whole = search.preview(sweep.n_trials, sweep.n_jobs)

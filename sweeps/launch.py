@@ -29,6 +29,7 @@ from sweeps.ledger import Ledger
 from sweeps.policy import Rules
 from sweeps.record import Record
 from sweeps.replicates import Replicates
+from sweeps.reuse import Keys, Reuse
 from sweeps.slots import Resources, Slots, Task
 from sweeps.space import label
 from sweeps.states import State
@@ -97,23 +98,25 @@ class Sweep:
 
 
 def run_sweep(
-    sweep: Sweep, search: Search, task: Task, compose: Compose, tracker: Tracker | None
+    sweep: Sweep, search: Search, task: Task, compose: Compose, tracker: Tracker | None, keys: Keys = lambda *_: []
 ) -> float | Values | None:
     """Run or continue a sweep; the value of its best trial, if any has one, or all values where there are several.
 
     `compose(number, params, label, context)` makes a trial's config; `context` is what the trial has
-    to know of its sweep. ValueError for what cannot be begun, and then nothing was; SweepFailed or Incomplete
-    for a sweep that lacks points at its end, KeyboardInterrupt for one that was ended before.
+    to know of its sweep. `keys` tells which runs are the same, see `sweeps.reuse`.
+    ValueError for what cannot be begun, and then nothing was; SweepFailed or Incomplete for a sweep that lacks points
+    at its end, KeyboardInterrupt for one that was ended before.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     search.given()
-    storage = open_storage(sweep.storage, sweep.runs)
+    storage, reuse = open_storage(sweep.storage, sweep.runs), Reuse(tracker, sweep.goal, keys)
     with ExitStack() as stack:
         study = ledgers.find(storage, sweep.name)
-        new = study is None
+        cluster = _Cluster(sweep, tracker, stack)
         if study is None:
-            stack.enter_context(connected())
-            sweep.check_fits(tracker)
+            first, seed = search.preview(sweep.n_trials, 1)[0][0], sweep.replicates.seed(0)
+            if reuse.find(first, seed) is None:
+                cluster.connect()
             study = ledgers.create(storage, sweep.name, sweep.goal.directions, sweep.folder)
             with warnings.catch_warnings(category=ExperimentalWarning, action="ignore"):
                 study.set_metric_names(list(sweep.goal.objectives))  # as the dashboard of studies calls them
@@ -127,18 +130,17 @@ def run_sweep(
         unfinished = len(ledger.trials) < total or ledger.count(State.QUEUED) > 0
         meter = Meter(sweep.budget, sweep.resources.total["GPU"], ledger.used, lambda: ledger.epochs)
         affordable = meter.allows()
-        if unfinished and affordable and not new:
-            stack.enter_context(connected())
-            sweep.check_fits(tracker)
+        if unfinished and affordable and ledger.trials:
+            cluster.connect()
         sweep.folder.mkdir(parents=True, exist_ok=True)
         with nullcontext() if tracker is None else Sender(tracker, record.folders), _orderly_end(ledger, record):
             _point(ledger, tracker, sweep, search.space.keys)
             record.begin(sweep.goal, search.space.keys, search.space.group)
             if unfinished and affordable:
-                with _slots(sweep) as slots, View(sweep.name, sweep.goal, total, meter, sweep.replicates) as view:
-                    sight = Sight(sweep.folder)
+                seen = View(sweep.name, sweep.goal, total, meter, sweep.replicates)
+                with _slots(sweep, cluster) as slots, seen as view:
                     controller = Controller(
-                        *(sweep.goal, lease, ledger, search, slots, task, compose, record, view, rules, sight, meter),
+                        *(sweep.goal, lease, ledger, search, slots, task, compose, record, view, rules, meter, reuse),
                         replicates=sweep.replicates,
                     )
                     _run(controller)
@@ -165,9 +167,29 @@ def _point(ledger: Ledger, tracker: Tracker | None, sweep: Sweep, keys: Sequence
             )
 
 
+@dataclass
+class _Cluster:
+    """The Ray that runs a sweep: connected, and found large enough, as soon as there is anything to run."""
+
+    sweep: Sweep
+    tracker: Tracker | None
+    until: ExitStack
+    connected: bool = False
+
+    def connect(self) -> None:
+        if not self.connected:
+            self.until.enter_context(connected())
+            self.sweep.check_fits(self.tracker)
+            self.connected = True
+
+    def look(self) -> Sight:
+        self.connect()
+        return Sight(self.sweep.folder)
+
+
 @contextmanager
-def _slots(sweep: Sweep) -> Iterator[Slots]:
-    slots = Slots(sweep.n_jobs, sweep.resources, sweep.patience)
+def _slots(sweep: Sweep, cluster: _Cluster) -> Iterator[Slots]:
+    slots = Slots(sweep.n_jobs, sweep.resources, sweep.patience, cluster.look)
     try:
         yield slots
     finally:

@@ -13,6 +13,7 @@ from ghm.tracking import SPOOL, Spool, agree, shared_view
 from sweeps.goal import Goal
 from sweeps.ledger import Trial
 from sweeps.replicates import Replicates
+from sweeps.reuse import Found
 from sweeps.space import title
 from sweeps.states import State
 
@@ -52,7 +53,7 @@ class Record:
                 place = self.place(trial.number, replicate)
                 spool = Spool(place)
                 if trial.state == State.QUEUED and run.epochs and not run.values and spool.key is None:
-                    spool.join(self._key(trial.number, replicate))
+                    spool.join(self.key_of(trial.number, replicate))
                 if self.seeds.count > 1:
                     states[place] = State.DONE if run.values else trial.state
         agree(states)
@@ -66,8 +67,8 @@ class Record:
     def context(self, trial: Trial, replicate: int, hub: str, sight: Sight) -> dict[str, Any]:
         """What a run has to know to record itself and to report; `folder` is its place."""
         run = trial.run(replicate)
-        parent = self.key if self.seeds.count == 1 else self._key(trial.number)
-        keys = {"record": self._key(trial.number, replicate), "parent": parent}
+        parent = self.key if self.seeds.count == 1 else self.key_of(trial.number)
+        keys = {"record": self.key_of(trial.number, replicate), "parent": parent}
         seen = {"shared": sight.shared(), "mark": sight.mark, "epochs": run.epochs}
         about = {"run": self.seeds.run(trial.number, replicate), "folder": str(self.place(trial.number, replicate))}
         return {"name": self.name, "attempt": run.attempt, "hub": hub} | keys | seen | about
@@ -88,8 +89,32 @@ class Record:
         tags = {"sweep.name": self.name, "sweep.trial": trial.number, "sweep.params": json.dumps(trial.params)}
         tags["sweep.replicates"] = self.seeds.count
         Spool(self.trial(trial.number), spool.attempts() + 1).start(
-            title(trial.number, label), tags, self.key, self._key(trial.number)
+            title(trial.number, label), tags, self.key, self.key_of(trial.number)
         )
+
+    def reused(self, trial: Trial, replicate: int, label: str, found: Found) -> None:
+        """A run in whose place another one counts: what that one was, and came to, with its id as the tag `reused`."""
+        place, there = self.place(trial.number, replicate), found.record
+        spool = Spool(place, Spool(place).attempts() + 1)
+        tags = {"sweep.name": self.name, "sweep.trial": trial.number, "sweep.params": json.dumps(trial.params)}
+        kept = ("dir", "settings", "machine", "mlflow.source.git.commit")
+        tags |= {name: there.data.tags[name] for name in kept if name in there.data.tags}
+        parent = self.key if self.seeds.count == 1 else self.key_of(trial.number)
+        key = self.key_of(trial.number, replicate)
+        spool.start(title(trial.number, label), tags | {"reused": there.info.run_id}, parent, key)
+        read = [(one.dataset, one.tags) for one in there.inputs.dataset_inputs]
+        spool.log_datasets(
+            [
+                {"name": data.name, "digest": data.digest, "context": tags[0].value, "profile": data.profile}
+                | {"source": json.loads(data.source)["config"]}
+                for data, tags in read
+            ]
+        )
+        spool.log_params(there.data.params | trial.params)
+        for epoch, value in found.curve:
+            last = epoch == found.curve[-1][0]
+            spool.log_metrics(dict(found.metrics) if last else {found.objective: value}, epoch)
+        spool.finish(State.DONE)
 
     def ended(self, trial: Trial) -> None:
         """The end of such a record: the means of what its runs reported last, as far as this sees their folders."""
@@ -115,11 +140,11 @@ class Record:
         spool = Spool(self.trial(trial.number), max(spool.attempts(), 1))
         tags = {"sweep.name": self.name, "sweep.trial": trial.number, "sweep.params": json.dumps(trial.params)}
         if spool.key is None:
-            spool.start(title(trial.number, label), tags, self.key, self._key(trial.number))
+            spool.start(title(trial.number, label), tags, self.key, self.key_of(trial.number))
         spool.set_tags({"error": trial.error[-4000:]})
         spool.finish(State.FAILED)
 
-    def _key(self, number: int, replicate: int | None = None) -> str:
+    def key_of(self, number: int, replicate: int | None = None) -> str:
         """Of a trial's MLflow run, or of one of several below it."""
         seed = None if replicate is None else self.seeds.seed(replicate)
         return f"{self.key}-{number:04d}" + ("" if seed is None else f"-{seed}")

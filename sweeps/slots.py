@@ -3,6 +3,7 @@
 import gc
 import logging
 import os
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -19,6 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ghm.carried import carried
 from ghm.cluster import check_fits
 from ghm.failure import lost
+from ghm.nodes import Sight
 from sweeps.goal import Values
 from sweeps.hub import Hub, Report
 from sweeps.policy import End
@@ -110,19 +112,31 @@ def _values(returned: Any) -> Values:
 class Slots:
     """`size` slots on the Ray that is connected, and the hub beside them."""
 
-    def __init__(self, size: int, resources: Resources, patience: float) -> None:
-        self.size, self._resources, self._patience = size, resources, patience
+    def __init__(self, size: int, resources: Resources, patience: float, connect: Callable[[], Sight]) -> None:
+        """`connect` connects to a Ray on which they fit, once there is something to run, and looks at its nodes."""
+        self.size, self._resources, self._patience, self._connect = size, resources, patience, connect
+        self._sight: Sight | None = None
+        self._idle: list[Any] = []
+        self._busy: dict[Any, tuple[Any, int]] = {}  # by the reference to what the slot is to return
+        self._killed: dict[int, str] = {}  # trials whose process this ended, and why
+
+    def open(self) -> tuple[str, Sight]:
+        """The name of the hub, and what the nodes see; both begin with the first call."""
+        if self._sight is None:
+            sight = self._connect()
+            self._begin_hub()
+            self._sight = sight
+        return self.hub_name, self._sight
+
+    def _begin_hub(self) -> None:
         self.hub_name = f"hub-{os.getpid()}-{os.urandom(4).hex()}"
         # Beside this process, with which it ends: a node that is lost must not take all trials' answers along.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         hub = ray.remote(Hub).options(
             name=self.hub_name, num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here
         )
-        self._hub = hub.remote(patience)
+        self._hub = hub.remote(self._patience)
         self._news = self._hub.take.remote(NEWS)
-        self._idle: list[Any] = []
-        self._busy: dict[Any, tuple[Any, int]] = {}  # by the reference to what the slot is to return
-        self._killed: dict[int, str] = {}  # trials whose process this ended, and why
 
     @property
     def busy(self) -> list[int]:
@@ -154,6 +168,9 @@ class Slots:
 
     def events(self, seconds: float) -> list[Report | tuple[int, End]]:
         """What happened, waiting at most `seconds` for something: reports, and trials that ended."""
+        if self._sight is None:
+            time.sleep(seconds)
+            return []
         waited, _ = ray.wait([self._news, *self._busy], timeout=seconds)
         if not waited:
             return []
@@ -181,6 +198,8 @@ class Slots:
 
     def close(self) -> None:
         """End all slots at once, with whatever they run."""
+        if self._sight is None:
+            return
         if self._resources.workers:
             for trial in self.busy:
                 self._forget(trial)

@@ -2,7 +2,7 @@
 
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from pycocotools.coco import COCO
 
@@ -144,9 +144,12 @@ def _one_numbering(root: Path, train: _Source, val: _Source) -> tuple[COCO, COCO
 
 def _dataset(root: Path, source: _Source) -> DetectionDataset:
     names = {number: category["name"] for number, category in source.coco.cats.items()}
-    dataset = DetectionDataset(
-        names, lambda: source.coco, lambda entry: read_image(source.folder / entry["file_name"], entry)
-    )
+
+    def locate(entry: dict[str, Any]) -> Path:
+        return source.folder / entry["file_name"]
+
+    dataset = DetectionDataset(names, lambda: source.coco, lambda entry: read_image(locate(entry), entry))
+    dataset.locate = locate
     dataset.has_boxes = bool(source.coco.anns)
     shown = (
         str(path.relative_to(root)) if path.is_relative_to(root) else str(path)

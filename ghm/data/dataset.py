@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -34,6 +35,7 @@ class DetectionDataset(Dataset[tuple[Tensor, dict[str, Tensor]]]):
     masks = False
     has_boxes = True  # False: a list of images alone
     origin: Origin | None = None
+    locate: Callable[[dict[str, Any]], Path] | None = None  # the file of an image entry, where it is one
 
     def __init__(
         self,

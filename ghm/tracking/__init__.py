@@ -2,13 +2,14 @@
 
 from mlflow.entities import Run as Record
 
-from ghm.tracking.client import Away, Point, Run, Tracker, waiting_at_most
+from ghm.tracking.client import SAME, Away, Point, Run, Tracker, waiting_at_most
 from ghm.tracking.mirror import agree
 from ghm.tracking.sender import Sender, waiting
 from ghm.tracking.shared_view import link, run_link, shared_view
 from ghm.tracking.spool import SPOOL, Spool
 
 __all__ = [
+    "SAME",
     "SPOOL",
     "Away",
     "Point",

@@ -22,6 +22,7 @@ from sweeps.states import State
 BATCH = 100  # MLflow takes at most 100 parameters or tags, and 1000 metrics, in one call
 PARAM_LENGTH = 6000
 KEY = "ghm.key"  # of a run begun on disk: finds it again when the answer to its creation was lost
+SAME = "ghm.same"  # tag of a training: equal for those that come to the same numbers
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # the UI opens on training runs, not on GenAI traces
 
 
@@ -253,9 +254,15 @@ class Tracker:
 
     def finished(self) -> list[Record]:
         """All runs of the experiment that ended as they should; none where there is no such experiment or database."""
-        if self.local and not Path(self.uri.removeprefix("sqlite:///")).exists():
-            return []
-        return self._search("attributes.status = 'FINISHED'")
+        return self._search("attributes.status = 'FINISHED'") if self._is_there() else []
+
+    def _is_there(self) -> bool:
+        """Whether there is anything to ask; a local database is made by the first run."""
+        return not self.local or Path(self.uri.removeprefix("sqlite:///")).exists()
+
+    def same(self, key: str) -> list[Record]:
+        """The runs of the experiment that come to the same numbers, or will."""
+        return self._search(f"tags.`{SAME}` = '{key}'") if self._is_there() else []
 
     def share(self, key: str, view: str) -> None:
         """Keep a view of the experiment under a key; see `shared_view`."""

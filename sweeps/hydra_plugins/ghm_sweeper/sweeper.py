@@ -77,9 +77,12 @@ class GHMSweeper(Sweeper):
             overrides = _overrides(space, params, seeds.key, context.pop("seed"))
             return app.config(composer, overrides, number, label, params, context)
 
+        def keys(params: dict[str, Any], seed: int | None) -> list[str]:
+            return app.same(composer, _overrides(space, params, seeds.key, seed)) if settings.reuse else []
+
         best, gaps = None, None
         try:
-            best = run_sweep(sweep, search, app.task, compose, app.tracker())
+            best = run_sweep(sweep, search, app.task, compose, app.tracker(), keys)
         except (SweepFailed, Incomplete) as error:
             gaps = error
         app.finished(gaps)
