@@ -128,8 +128,8 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
         {"ray", "omegaconf"},
     ),
     "ghm/reports": (
-        {"ghm.interval", "ghm.reports", "ghm.secrets", "ghm.tracking", "sweeps.goal", "sweeps.states"},
-        {"matplotlib", "pandas", "scipy", "numpy", "jinja2", "rich", "yaml"},
+        {"ghm.interval", "ghm.reports", "ghm.secrets", "ghm.tracking", "sweeps.charts", "sweeps.goal", "sweeps.states"},
+        {"matplotlib", "pandas", "plotly", "scipy", "numpy", "jinja2", "rich", "yaml"},
     ),
     "ghm/verbs": (
         {
@@ -178,7 +178,7 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
             "ghm.tracking",
         },
         {
-            *("hydra_plugins", "optuna", "optuna_dashboard", "ray", "hydra", "omegaconf"),
+            *("hydra_plugins", "optuna", "optuna_dashboard", "plotly", "ray", "hydra", "omegaconf"),
             *("rich", "scipy", "sqlalchemy", "tenacity"),
         },
     ),

@@ -10,7 +10,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from ghm.reports.sweep import SweepResult
+from sweeps.states import State
 
+MOST = 40  # bars of a ranking
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLE = {
     "font.size": 10,
@@ -24,20 +26,14 @@ STYLE = {
 }
 
 
-def figures(sweep: SweepResult) -> list[tuple[str, str, Figure]]:
-    """File name, caption and figure of the ranking, the learning curves, and each swept key."""
+def figures(sweep: SweepResult) -> list[tuple[str, Figure]]:
+    """For MLflow, whose notes show pictures alone: file name and figure of the ranking, the curves, each swept key."""
     with matplotlib.rc_context(STYLE):
-        drawn = [
-            (_named("pareto", other), f"{sweep.objective} over {other}: the Pareto front", pareto(sweep, other))
-            for other in sweep.goal.objectives[1:]
-        ]
-        drawn += [
-            ("ranking", "Ranking", ranking(sweep)),
-            ("learning_curves", "Learning curves", learning_curves(sweep)),
-        ]
+        drawn = [(_named("pareto", other), pareto(sweep, other)) for other in sweep.goal.objectives[1:]]
+        drawn += [("ranking", ranking(sweep)), ("learning_curves", learning_curves(sweep))]
         for key in sweep.keys:
             if sweep.done[key].nunique() > 1:
-                drawn.append((_named("by", key), f"{sweep.objective} over {key}", over_key(sweep, key)))
+                drawn.append((_named("by", key), over_key(sweep, key)))
     return drawn
 
 
@@ -46,8 +42,8 @@ def _named(kind: str, key: str) -> str:
 
 
 def ranking(sweep: SweepResult) -> Figure:
-    """A bar a finished trial, best on top; AP50 as a dot."""
-    done, color = sweep.done, _colors(sweep)
+    """A bar for each of the best finished trials, best on top; AP50 as a dot."""
+    done, color = sweep.done.head(MOST), _colors(sweep)
     figure, axes = _axes(height=1.2 + 0.36 * max(len(done), 1))
     places = np.arange(len(done))[::-1]
     bars = axes.barh(places, done[sweep.objective], color=[color[trial] for trial in done["trial"]], height=0.66)
@@ -94,22 +90,23 @@ def pareto(sweep: SweepResult, other: str) -> Figure:
 def learning_curves(sweep: SweepResult) -> Figure:
     """The objective after each epoch; a trial that was pruned or failed ends in a cross."""
     figure, axes = _axes(height=4.2)
-    color, groups = _colors(sweep), sweep.groups
-    named: set[str] = set()
-    for row in sweep.trials.itertuples():
-        curve = sweep.curves[sweep.objective].get(row.trial, [])
-        if not curve:
-            continue
-        group = groups[row.trial]
-        label = None if group in named else group
-        named.add(group)
-        epochs, values = zip(*curve, strict=True)
-        axes.plot(epochs, values, color=color[row.trial], label=label, linewidth=1.8, alpha=0.85)
-        axes.plot(epochs[-1], values[-1], "o" if row.state == "done" else "x", color=color[row.trial], markersize=5)
+    color, groups, known = _colors(sweep), sweep.groups, sweep.curves[sweep.objective]
+    named: dict[str, list[tuple[int, str]]] = {}
+    for trial, state in zip(sweep.trials["trial"], sweep.trials["state"], strict=True):
+        if known.get(trial):
+            named.setdefault(groups[trial], []).append((trial, state))
+    gap: tuple[float, float] = (np.nan, np.nan)
+    for group, trials in named.items():  # as one line with gaps: a thousand of their own would take seconds
+        own = color[trials[0][0]]
+        points = [point for trial, _ in trials for point in (*known[trial], gap)]
+        axes.plot(*zip(*points, strict=True), color=own, label=group, linewidth=1.8, alpha=0.85)
+        for mark, done in (("o", True), ("x", False)):
+            ends = [known[trial][-1] for trial, state in trials if (state == State.DONE) == done] or (gap,)
+            axes.plot(*zip(*ends, strict=True), mark, color=own, markersize=5)
     axes.set(xlabel="epoch", ylabel=sweep.objective)
     axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if named - {"all"}:
+    if named.keys() - {"all"}:
         axes.legend(loc="upper left")
     return figure
 

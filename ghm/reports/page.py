@@ -1,6 +1,5 @@
 """The page of a sweep, its files, and the same ranking for a terminal."""
 
-import base64
 import shlex
 import sys
 from collections.abc import Sequence
@@ -8,16 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from plotly.offline import get_plotlyjs
 from rich import box
 from rich.table import Table
 
 from ghm.reports import note
+from ghm.reports.charts import charts
 from ghm.reports.comparison import Arm, Comparison, compare
+from ghm.reports.failures import failures, last_line
 from ghm.reports.figures import figures
 from ghm.reports.sweep import SweepResult
+from ghm.reports.wins import matrix
 from ghm.secrets import hidden
 from ghm.tracking import Tracker, link, run_link
-from sweeps.states import State
 
 
 def verdict(sweep: SweepResult) -> str:
@@ -149,18 +151,17 @@ def write(sweep: SweepResult, tracker: Tracker, folder: Path) -> Path:
     """Write figures and page below `folder` and to the sweep's MLflow run; the page's path."""
     folder.mkdir(parents=True, exist_ok=True)
     run = tracker.run(sweep.run_id)
-    images, figures_written = [], []
-    for name, caption, figure in figures(sweep):
+    pictures = []
+    for name, figure in figures(sweep):
         path = folder / f"{name}.png"
         figure.savefig(path)
         run.log_file(path, "figures")
-        figures_written.append(path.name)
-        images.append((caption, base64.b64encode(path.read_bytes()).decode()))
-    note.write(sweep, tracker, verdict(sweep), [columns(sweep), *ranking(sweep)], figures_written)
+        pictures.append(path.name)
+    note.write(sweep, tracker, verdict(sweep), [columns(sweep), *ranking(sweep)], pictures)
     page = folder / "index.html"
-    page.write_text(_page(sweep, images, tracker))
+    page.write_text(_page(sweep, tracker))
     table = folder / "ranking.csv"
-    table.write_text(sweep.trials.to_csv(index=False))
+    table.write_text(sweep.trials.assign(error=sweep.trials["error"].map(last_line)).to_csv(index=False))
     for path in (page, table):
         run.log_file(path, "report")
     return page
@@ -176,12 +177,11 @@ def ui_command(tracker: Tracker) -> str:
     return f"MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false {server}"
 
 
-def _page(sweep: SweepResult, images: list[tuple[str, str]], tracker: Tracker) -> str:
+def _page(sweep: SweepResult, tracker: Tracker) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
     )
     counts = ", ".join(f"{number} {state}" for state, number in sweep.trials["state"].value_counts().items())
-    failed = sweep.trials[sweep.trials["state"] == State.FAILED]
     return environment.get_template("page.html.j2").render(
         sweep=sweep,
         counts=counts,
@@ -191,8 +191,10 @@ def _page(sweep: SweepResult, images: list[tuple[str, str]], tracker: Tracker) -
         over_seeds=over_seeds(sweep),
         run_link=run_link(tracker.uri, tracker.experiment_id),
         view=link(tracker.uri, tracker.experiment_id, sweep.key),
-        images=images,
-        failures=failed[["trial", "label", "error"]].to_numpy().tolist(),
+        wins=matrix(sweep),
+        charts=charts(sweep),
+        plotly=get_plotlyjs(),
+        failures=failures(sweep),
         ui=ui_command(tracker),
         local=tracker.local,
     )

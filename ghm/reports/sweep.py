@@ -2,9 +2,11 @@
 
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
+from itertools import chain
 from statistics import fmean
 from typing import Any
 
@@ -18,7 +20,9 @@ from sweeps.states import State
 
 MOST = 5  # configurations of one group that a verdict compares
 CHANCE, BATCH = "val/chance_AP50", "batch_size"  # params, as they are of the data and of the settings
-Curves = dict[str, dict[int, list[tuple[int, float]]]]
+Curve = list[tuple[int, float]]
+Curves = dict[str, dict[int, Curve]]
+AT_ONCE = 8  # questions to the tracker
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,7 @@ class SweepResult:
     curves: Curves
     about: dict[str, str]  # when, by whom, on what, by which command
     seeds: dict[int, dict[int, float]] = field(default_factory=dict)  # of trials of several runs: objective by seed
+    runs: dict[int, list[Curve]] = field(default_factory=dict)  # and the curve of each run, of the first objective
 
     @property
     def objective(self) -> str:
@@ -92,6 +97,11 @@ class SweepResult:
         trials = tuple(int(row["trial"]) for row in rows)
         return Arm(label, group, values, trials, looks)
 
+    def seed_curves(self, arm: Arm) -> list[Curve]:
+        """Of the first objective, one for each seed of a configuration."""
+        known = self.curves[self.objective]
+        return [curve for trial in arm.trials for curve in self.runs.get(trial) or [known.get(trial, [])]]
+
     @property
     def rivals(self) -> list[Arm]:
         """What the verdict compares: the best configuration of each group; of a single group, its best ones."""
@@ -129,11 +139,17 @@ def load(tracker: Tracker, name: str, key: str | None = None) -> SweepResult:
     # Older sweeps do not say their direction, and were all of AP.
     goal = Goal.of(tags["sweep.objective"].split(","), tags.get("sweep.direction", "maximize").split(","), **bounds)
     objective = goal.objectives[0]
-    rows: list[dict[str, object]] = []
+    rows: list[dict[str, Any]] = []
     curves: Curves = {objective: {}}
     keys: dict[str, None] = {}  # in order of appearance
     seeds: dict[int, dict[int, float]] = {}
-    children = tracker.children(parent.info.run_id)
+    runs: dict[int, list[Curve]] = {}
+    children, below = _below(tracker, parent)
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        of_run = threads.map(
+            lambda one: tracker.history(one.info.run_id, objective), everyone := [*children, *chain(*below.values())]
+        )
+        histories = dict(zip((one.info.run_id for one in everyone), of_run, strict=True))
     for run in children:
         state = run.data.tags.get("sweep.state")
         if state not in (State.DONE, State.PRUNED, State.FAILED) or "sweep.trial" not in run.data.tags:
@@ -141,21 +157,20 @@ def load(tracker: Tracker, name: str, key: str | None = None) -> SweepResult:
         trial, params = int(run.data.tags["sweep.trial"]), json.loads(run.data.tags["sweep.params"])
         keys |= dict.fromkeys(params)
         minutes = (run.info.end_time - run.info.start_time) / 60_000
-        error = run.data.tags.get("error", "").strip().splitlines()[-1:]
+        error = run.data.tags.get("error", "")
         row = {"trial": trial, "label": run.info.run_name.rsplit(" #", 1)[0], "state": state, "minutes": minutes}
         own = {key: float(value) for key, value in run.data.params.items() if key in (CHANCE, BATCH)}
-        rows.append(row | {"run_id": run.info.run_id, "error": "".join(error)} | params | run.data.metrics | own)
-        below = tracker.children(run.info.run_id) if "sweep.replicates" in run.data.tags else []
-        if below:
-            minutes = [(one.info.end_time - one.info.start_time) / 60_000 for one in below if one.info.end_time]
+        rows.append(row | {"run_id": run.info.run_id, "error": error} | params | run.data.metrics | own)
+        own_runs = below.get(run.info.run_id, [])
+        if own_runs:
+            minutes = [(one.info.end_time - one.info.start_time) / 60_000 for one in own_runs if one.info.end_time]
             rows[-1]["minutes"] = sum(minutes)
-            rows[-1] |= {key: float(value) for key, value in below[0].data.params.items() if key in (CHANCE, BATCH)}
-        counted = [one for one in below if one.data.tags.get("sweep.state") == State.DONE]
+            rows[-1] |= {key: float(value) for key, value in own_runs[0].data.params.items() if key in (CHANCE, BATCH)}
+            runs[trial] = [histories[one.info.run_id] for one in own_runs if histories[one.info.run_id]]
+        counted = [one for one in own_runs if one.data.tags.get("sweep.state") == State.DONE]
         if counted:
             seeds[trial] = {int(one.data.params["seed"]): one.data.metrics[objective] for one in counted}
-        for metric, of_trial in curves.items():
-            histories = [tracker.history(one.info.run_id, metric) for one in below or [run]]
-            of_trial[trial] = _mean_curve(histories)
+        curves[objective][trial] = _mean_curve(runs.get(trial) or [histories[run.info.run_id]])
     if not rows:
         raise ValueError(f"hydra.sweeper.study_name={name}: no trial of this sweep has ended; run it on")
     columns = ["trial", "state", *goal.metrics, "val/AP50", "val/AP75", CHANCE, BATCH, "time/images_per_s"]
@@ -174,7 +189,17 @@ def load(tracker: Tracker, name: str, key: str | None = None) -> SweepResult:
         curves,
         _about(parent, children),
         seeds,
+        runs,
     )
+
+
+def _below(tracker: Tracker, parent: Record) -> tuple[list[Record], dict[str, list[Record]]]:
+    """The trials of a sweep, and by the id of a trial's run those of its seeds."""
+    known = tracker.of_sweep(parent.data.tags["ghm.key"])
+    below: dict[str, list[Record]] = {}
+    for one in known:
+        below.setdefault(one.data.tags["mlflow.parentRunId"], []).append(one)
+    return below.pop(parent.info.run_id, []), below
 
 
 def _mean_curve(histories: list[list[tuple[int, float]]]) -> list[tuple[int, float]]:

@@ -276,6 +276,10 @@ class Tracker:
     def children(self, parent: str) -> list[Record]:
         return self._search(f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{parent}'")
 
+    def of_sweep(self, key: str) -> list[Record]:
+        """All trials of the sweep with this key, and their runs, in one question: their keys begin with its own."""
+        return self._search(f"tags.`{KEY}` LIKE '{key}-%'")
+
     def _search(self, query: str) -> list[Record]:
         records: list[Record] = []
         token = None

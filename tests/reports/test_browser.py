@@ -44,6 +44,13 @@ def served(tmp_path_factory) -> Iterator[tuple[str, sweep.SweepResult, str]]:
         yield tracker.uri, result, tracker.experiment_id
 
 
+@pytest.fixture(scope="module")
+def written(served, tmp_path_factory) -> Path:
+    """The page of that sweep."""
+    address, result, _ = served
+    return page.write(result, Tracker(address, "ghm"), tmp_path_factory.mktemp("page"))
+
+
 def record(tracker: Tracker, folder: Path) -> None:
     top = Spool(folder / "s")
     top.start("rates", SWEEP, key="rates")
@@ -121,6 +128,31 @@ def test_the_sweeps_page_says_who_won_and_shows_the_curves(served, tab):
     tab.wait_for_function("document.querySelector(\"img[src*='learning_curves.png']\").naturalWidth > 500")
     tab.get_by_role("link", name="loss=focal seed=2 #5").last.click()
     tab.wait_for_url(f"**/runs/{result.trials['run_id'][0]}**")
+
+
+@pytest.mark.parametrize(
+    ("scheme", "width", "ink"), [("light", 1366, "rgb(29, 36, 48)"), ("dark", 1920, "rgb(232, 234, 238)")]
+)
+def test_the_page_of_its_own_draws_every_chart_by_day_and_by_night(written, browser, scheme, width, ink):
+    errors: list[str] = []
+    opened = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    opened.on("pageerror", lambda error: errors.append(str(error)))
+    opened.on("request", lambda request: errors.append(request.url) if request.url.startswith("http") else None)
+    opened.goto(written.as_uri())
+    for title in ("Over seeds", "Who is ahead of whom", "Learning curves", "Seeds", "Slices", "Parallel coordinates"):
+        section = opened.locator("section", has=opened.get_by_role("heading", name=title, exact=True))
+        if section.count():
+            section.locator(".main-svg").first.wait_for(timeout=30_000)
+        else:
+            assert opened.get_by_role("heading", name=title, exact=True).count() == 1
+    label = opened.locator(".xtick text").first
+    assert label.evaluate("element => getComputedStyle(element).fill") == ink
+    assert opened.locator("table.wins td").filter(has_text="3 of 3").count() == 1
+    assert opened.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert not errors
+    if folder := os.environ.get("GHM_SCREENSHOTS"):
+        opened.screenshot(path=Path(folder) / f"page_{scheme}.png", full_page=True)
+    opened.close()
 
 
 def test_two_runs_are_compared(served, tab):

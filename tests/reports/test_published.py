@@ -28,7 +28,7 @@ def result(tmp_path_factory) -> sweep.SweepResult:
     for number, (loss, seed, value) in enumerate([*points, ("focal", 1, None)]):
         run = Spool(folder / str(number))
         tags = {"sweep.trial": number, "sweep.params": json.dumps({"loss": loss, "seed": seed})}
-        run.start(f"loss={loss} #{number}", tags, parent="t")
+        run.start(f"loss={loss} #{number}", tags, "t", f"t-{number:04d}")
         run.log_params({"val/chance_AP50": 0.01, "batch_size": 16})
         if value is not None:
             metrics = {"val/AP": value, "val/AP50": 2 * value, "val/AP75": value, "time/images_per_s": 32.0}
