@@ -1,6 +1,7 @@
-"""Environment variables that go along with work to other processes and machines: MLflow's password is one."""
+"""What goes along with work to other processes and machines: variables, MLflow's password among them, and paths."""
 
 import os
+import sys
 from collections.abc import Sequence
 
 PREFIXES = ("MLFLOW_", "GHM_")
@@ -15,3 +16,8 @@ def carried(names: Sequence[str] = ()) -> dict[str, str]:
     further = {*names, *os.environ.get(NAMED, "").split(",")}
     found = {name: value for name, value in os.environ.items() if name in further or name.startswith(PREFIXES)}
     return found | ({NAMED: ",".join(sorted(names))} if names else {})
+
+
+def find_also(paths: Sequence[str]) -> None:
+    """Have modules found where the process that gave the work finds them, after what is found already."""
+    sys.path += [path for path in paths if path and path not in sys.path]

@@ -6,6 +6,7 @@ import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import grpc
 import ray
@@ -13,15 +14,18 @@ from ray._private.services import canonicalize_bootstrap_address  # where `ray.i
 from ray._private.state import state  # Ray Train itself asks it how far a cluster may grow
 
 STORE = 200 * 2**20  # bytes of shared memory of a Ray of its own: what passes through it is small
+JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in what was submitted
 ANSWER = 4.0  # seconds; Ray itself would wait for minutes
 
 log = logging.getLogger(__name__)
 
 
 @contextmanager
-def connected() -> Iterator[None]:
+def connected(code: Path | None = None) -> Iterator[None]:
     """A connection to Ray: the one there is, or one that ends with this. A Ray of its own ends with it too.
 
+    `code`: a folder whose source the processes of this connection import, from a copy, in place of what lies here. A
+    job that was submitted runs from such a copy as it is.
     ValueError when the address in RAY_ADDRESS does not answer, or refuses the token.
     """
     if ray.is_initialized():
@@ -29,7 +33,8 @@ def connected() -> Iterator[None]:
         return
     handler = signal.getsignal(signal.SIGTERM)
     try:
-        _connect()
+        copied = code is None or JOB in os.environ
+        _connect(None if copied else {"working_dir": str(code)})
         signal.signal(signal.SIGTERM, handler)  # Ray puts its own there, which would skip an orderly end
         yield
     finally:
@@ -81,7 +86,7 @@ def _most(kind: str) -> float:
     return max(float(ray.cluster_resources().get(kind, 0)), float(grown.get(kind, 0)))
 
 
-def _connect() -> None:
+def _connect(environment: dict[str, str] | None) -> None:
     named = os.environ.get("RAY_ADDRESS")
     address = _address(named)
     if address is not None and not _answers(address):
@@ -100,10 +105,11 @@ def _connect() -> None:
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level="ERROR",
+                runtime_env=environment,
             )
         return
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR", runtime_env=environment)
     except (ConnectionError, ray.exceptions.AuthenticationError) as error:
         where = f"RAY_ADDRESS={named}" if named else f"the Ray that runs on this machine ({address})"
         raise ValueError(

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from threading import Thread
@@ -22,7 +23,9 @@ log = logging.getLogger(__name__)
 
 
 def fit(work: Callable[[dict[str, Any]], dict[str, Any]], job: Job) -> dict[str, Any]:
-    """What `work({"job": job, "variables": ...})` returns in rank 0 of the job's workers; their epochs are logged here.
+    """What `work({"job": job, "variables": ..., "paths": ...})` returns in rank 0 of the job's workers.
+
+    Their epochs are logged here.
 
     Lost when the group ended through no fault of what it ran.
     """
@@ -31,7 +34,7 @@ def fit(work: Callable[[dict[str, Any]], dict[str, Any]], job: Job) -> dict[str,
     place = job.place
     trainer = TorchTrainer(
         work,
-        train_loop_config={"job": job, "variables": carried()},
+        train_loop_config={"job": job, "variables": carried(), "paths": sys.path},
         scaling_config=ScalingConfig(
             num_workers=place.workers if place.workers == place.least_workers else (place.least_workers, place.workers),
             elastic_resize_monitor_interval_s=place.resize,

@@ -113,7 +113,11 @@ class Job:
     @classmethod
     def of(cls, cfg: DictConfig, start: int = 1) -> "Job":
         """The job that a checked config with absolute paths describes."""
-        plain: Any = OmegaConf.to_container(cfg, resolve=True)
+        return cls.of_plain(OmegaConf.to_container(cfg, resolve=True), start)
+
+    @classmethod
+    def of_plain(cls, plain: Any, start: int = 1) -> "Job":
+        """`of`, for a config that is resolved already."""
         scaling, trial = plain["scaling"], plain["trial"]
         about = {key: value for key, value in plain.items() if key not in PLACE}
         named = {field.name for field in fields(Settings)} - {"parts", "others"}

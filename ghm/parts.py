@@ -16,7 +16,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ghm import foreign, scoring, targets
-from ghm.data import Data
+from ghm.data import Data, DetectionDataset
 from ghm.data.loader import Batches
 from ghm.job import group_sizes
 from ghm.paths import expanded
@@ -35,6 +35,8 @@ GROUPS = (
     "scaling",
     "tracking",
 )
+
+KINDS = ("images", "annotations", "categories")  # of what annotations list
 
 # Keys that hold a whole number, and the least that makes sense.
 WHOLE = {
@@ -103,7 +105,9 @@ def check(cfg: DictConfig) -> None:
         if isinstance(value := OmegaConf.select(cfg, key), str):
             raise ValueError(f"{key}={value}: is a choice of files, not a value; write {key.replace('.', '/')}={value}")
     check_writable(Path(cfg.cwd) / expanded(cfg.runs))
-    for key in sorted(OmegaConf.missing_keys(cfg)):
+    made_of = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(made_of, dict)
+    for key in sorted(key for key, value in foreign.leaves(made_of) if value == "???"):
         raise ValueError(f"{key}=???: has no value; give one, as in {key}=VALUE")
     for key, least in WHOLE.items():
         value = OmegaConf.select(cfg, key)
@@ -127,15 +131,20 @@ def check(cfg: DictConfig) -> None:
             f"data.val={cfg.data.val}: lists images without boxes, on which nothing can be scored; "
             "train with another, and use ghm evaluate for this one"
         )
-    made_of = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(made_of, dict)
     _check_model(json.dumps({key: made_of[key] for key in ("model", "loss")}), data.train.num_classes)
-    something = nn.Linear(1, 1)  # optimizers refuse what is on meta
-    optimizer = build_optimizer(cfg, something)
-    build(cfg, "schedule", optimizer, cfg.epochs, steps_per_epoch=1)
+    steps = {key: made_of[key] for key in ("optimizer", "schedule", "lr_batch", "batch_size", "epochs", "ema")}
+    _check_steps(json.dumps(steps))
     least, most = group_sizes(cfg.scaling.num_workers)
     for workers in range(max(least, 1), max(most, 1) + 1):
         Batches([True] * cfg.batch_size, cfg.batch_size, cfg.seed, 0, workers, cfg.accumulate)
+
+
+@cache
+def _check_steps(parts: str) -> None:
+    """ValueError for an optimizer, a schedule or an average that cannot be made of these settings, in JSON."""
+    cfg = OmegaConf.create(json.loads(parts))
+    something = nn.Linear(1, 1)  # optimizers refuse what is on meta
+    build(cfg, "schedule", build_optimizer(cfg, something), cfg.epochs, steps_per_epoch=1)
     if cfg.ema is not None:
         moving_average(something, cfg.ema)
 
@@ -210,14 +219,17 @@ def datasets(cfg: DictConfig) -> list[dict[str, str]]:
     return _datasets(OmegaConf.to_yaml(cfg.data, resolve=True), str(name))
 
 
+def _digest(split: DetectionDataset) -> str:
+    told = json.dumps([split.coco.dataset[kind] for kind in KINDS], default=str)
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
 @cache
 def _datasets(data: str, name: str) -> list[dict[str, str]]:
     made, described = _data(data), []
     for context, split in (("train", made.train), ("val", made.val)):
-        content = split.coco.dataset
-        counts = {kind: len(content[kind]) for kind in ("images", "annotations", "categories")}
-        told = json.dumps([content["images"], content["annotations"], content["categories"]], default=str)
-        digest = hashlib.sha256(told.encode()).hexdigest()[:16]
+        counts = {kind: len(split.coco.dataset[kind]) for kind in KINDS}
+        digest = _digest(split)
         described.append(
             {
                 "name": f"{name} {context}",
@@ -230,6 +242,13 @@ def _datasets(data: str, name: str) -> list[dict[str, str]]:
     return described
 
 
+def digests(cfg: DictConfig) -> dict[str, str]:
+    """Of train and val, by name, as far as they are read: what is drawn depends on settings and code alone."""
+    data = _data(OmegaConf.to_yaml(cfg.data, resolve=True))
+    read = [split for split in (data.train, data.val) if not split.drawn]
+    return {one["name"]: one["digest"] for one in datasets(cfg)} if read else {}
+
+
 def fingerprint(cfg: DictConfig) -> str:
     """Of all that a run reads: annotations, and of each image file its size and time.
 
@@ -240,9 +259,10 @@ def fingerprint(cfg: DictConfig) -> str:
 
 @cache
 def _fingerprint(data: str) -> str:
-    made = _data(data)
-    told = [one["digest"] for one in _datasets(data, "")]
+    made, told = _data(data), []
     for split in (made.train, made.val):
+        if not split.drawn:
+            told.append(_digest(split))
         if split.locate is not None:
             states = [os.stat(split.locate(entry)) for entry in split.coco.dataset["images"]]
             told += [f"{state.st_size} {state.st_mtime_ns}" for state in states]

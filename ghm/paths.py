@@ -1,8 +1,8 @@
 """Settings that hold a path, made absolute: meant from where the command was given, with ~ and $VARIABLES."""
 
-import copy
 import os
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -20,25 +20,34 @@ def expanded(path: str) -> str:
 
 
 def absolute(config: DictConfig) -> DictConfig:
-    """A copy of a config in which all `PATHS` are absolute: Ray's processes work in folders of their own.
+    """A resolved copy of a config in which all `PATHS` are absolute: Ray's processes work in folders of their own.
 
     Three keys may also lie below `data.root`, which comes first, or be no path at all, as the name of a split;
     so may `model.weights`, as the name of torchvision's own.
     """
-    config = copy.deepcopy(config)
+    return OmegaConf.create(plain(config))
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """`absolute`, as what YAML knows."""
+    made: Any = OmegaConf.to_container(config, resolve=True)
     for key in PATHS:
-        value = OmegaConf.select(config, key)
+        *above, name = key.split(".")
+        node = made
+        for one in above:
+            node = node.get(one) if isinstance(node, dict) else None
+        value = node.get(name) if isinstance(node, dict) else None
         if value is None:
             continue
-        path = os.path.abspath(Path(config.cwd) / expanded(str(value)))
+        path = os.path.abspath(Path(made["cwd"]) / expanded(str(value)))
         if key in BELOW_ROOT:
-            root = OmegaConf.select(config, "data.root")
+            root = made["data"].get("root")
             if root is not None and (Path(str(root)) / expanded(str(value))).exists():
                 continue
         if key not in (*BELOW_ROOT, "model.weights") or os.path.exists(path):
-            OmegaConf.update(config, key, path)
-    uri = OmegaConf.select(config, "tracking.uri")
+            node[name] = path
+    uri = (made.get("tracking") or {}).get("uri")
     if uri and uri.startswith("sqlite:///"):
-        path = os.path.abspath(Path(config.cwd) / uri.removeprefix("sqlite:///"))
-        OmegaConf.update(config, "tracking.uri", f"sqlite:///{path}")
-    return config
+        path = os.path.abspath(Path(made["cwd"]) / uri.removeprefix("sqlite:///"))
+        made["tracking"]["uri"] = f"sqlite:///{path}"
+    return dict(made)

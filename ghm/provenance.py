@@ -8,12 +8,12 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from ghm.secrets import hidden, without_secrets
 
@@ -68,12 +68,11 @@ def packages() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
-def record(folder: Path, config: DictConfig, overrides: Iterable[str]) -> None:
+def record(folder: Path, config: Mapping[str, Any], overrides: Iterable[str]) -> None:
     """Write what Hydra leaves in a job's folder, without passwords: .hydra/config.yaml and .hydra/overrides.yaml."""
     place = folder / ".hydra"
     place.mkdir(parents=True, exist_ok=True)
-    resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=False)
-    OmegaConf.save(OmegaConf.create(without_secrets(resolved)), place / "config.yaml")
+    OmegaConf.save(OmegaConf.create(without_secrets(config)), place / "config.yaml")
     OmegaConf.save(OmegaConf.create(without_secrets(list(overrides))), place / "overrides.yaml")
 
 

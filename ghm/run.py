@@ -14,7 +14,8 @@ from omegaconf import DictConfig
 from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from ghm import moved, nodes, provenance
+from ghm import moved, nodes, provenance, same
+from ghm.carried import find_also
 from ghm.cluster import check_fits, connected
 from ghm.description import describe
 from ghm.failure import Failed, lost
@@ -44,6 +45,7 @@ def train(cfg: DictConfig) -> float | tuple[float, ...]:
     cfg = absolute(cfg)
     check(cfg)
     job = Job.of(cfg, start=Spool(Path(cfg.dir)).attempts() + 1)
+    same.refuse_changed(job, cfg)
     with _cluster(job):
         job = _placed(job, cfg)
         with _sent(job):
@@ -139,6 +141,7 @@ def _fit(job: Job) -> dict[str, Any]:
 
 def _work(config: dict[str, Any]) -> dict[str, Any]:
     os.environ.update(config.get("variables", {}))
+    find_also(config.get("paths", ()))
     return train_worker(config["job"])
 
 

@@ -5,6 +5,7 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -36,31 +37,58 @@ def key(job: Job, cfg: DictConfig, device: str) -> str | None:
         "workers": job.place.workers,
         "device": device,
         "data": parts.fingerprint(cfg),
-        "code": code(tuple(sorted(_foreign(settings)))),
-        "versions": {name: importlib.metadata.version(name) for name in VERSIONS},
+        "code": code(),
+        "modules": _modules(settings),
+        "versions": _versions(),
     }
     return _hash(json.dumps(made_of, sort_keys=True).encode())
 
 
-@cache
-def code(modules: tuple[str, ...] = ()) -> str:
-    """Of the source that decides a run's numbers, and of the modules of others that its config names.
+def inputs(job: Job, cfg: DictConfig) -> dict[str, str]:
+    """What a run reads beside its settings: code, modules of others, versions, data; each with what tells it apart."""
+    return {"the code of ghm": code()} | _modules(job.settings.flat()) | _versions() | parts.digests(cfg)
 
-    Once in a process: what is edited later it does not run.
-    """
-    roots = [_HERE / room for room in ROOMS]
-    for module in modules:
-        spec = importlib.util.find_spec(module)
-        places = [] if spec is None else spec.submodule_search_locations or [spec.origin or ""]
-        roots += [Path(place) for place in places if os.path.exists(place)]
+
+def refuse_changed(job: Job, cfg: DictConfig) -> None:
+    """ValueError for a sweep's run that would read something else than what was there when its sweep began."""
+    if cfg.trial.inputs is None:
+        return
+    now = inputs(job, cfg)
+    changed = [name for name, told in json.loads(cfg.trial.inputs).items() if now.get(name) != told]
+    if changed:
+        raise ValueError(
+            f"{', '.join(changed)}: not what it was when the sweep was started; put it back, or begin anew with "
+            "another hydra.sweeper.study_name"
+        )
+
+
+@cache
+def code() -> str:
+    """Of the source that decides a run's numbers; once in a process, as what is edited later it does not run."""
+    return _source([_HERE / room for room in ROOMS])
+
+
+def _modules(settings: dict[str, Any]) -> dict[str, str]:
+    """The packages of others that settings name, to be called, with their source."""
+    named = {str(value).split(".")[0] for name, value in settings.items() if name.split(".")[-1] == "_target_"}
+    return {name: _module(name) for name in sorted(named - {"ghm", "torch", "torchvision"})}
+
+
+@cache
+def _module(name: str) -> str:
+    spec = importlib.util.find_spec(name)
+    places = [] if spec is None else spec.submodule_search_locations or [spec.origin or ""]
+    return _source([Path(place) for place in places if os.path.exists(place)])
+
+
+def _source(roots: Sequence[Path]) -> str:
     files = [path for root in roots for path in (sorted(root.rglob("*.py")) if root.is_dir() else [root])]
     return _hash(b"".join(path.name.encode() + path.read_bytes() for path in files))
 
 
-def _foreign(settings: dict[str, Any]) -> set[str]:
-    """The packages of others that settings name, to be called."""
-    named = {str(value).split(".")[0] for name, value in settings.items() if name.split(".")[-1] == "_target_"}
-    return named - {"ghm", "torch", "torchvision"}
+@cache
+def _versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in VERSIONS}
 
 
 def _state(path: str) -> tuple[str, int, int]:

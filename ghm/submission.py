@@ -21,6 +21,15 @@ def pack(folder: Path, words: Sequence[str], variables: Mapping[str, str], cwd: 
 
     ValueError where that is more than a cluster takes, with the largest files.
     """
+    pack_code(folder)
+    order = folder / "ghm" / ORDER
+    order.touch(mode=0o600)
+    order.write_text(json.dumps({"words": list(words), "environment": dict(variables), "cwd": str(cwd)}))
+    _refuse_large(folder)
+
+
+def pack_code(folder: Path) -> None:
+    """Fill an empty folder with code and configuration as they are now, and with the commit that this is."""
     source = provenance.source()  # before anything is read: what follows is what it says
     for package in ("ghm", "sweeps", "hydra_plugins.ghm_sweeper"):
         found = importlib.util.find_spec(package)
@@ -29,10 +38,6 @@ def pack(folder: Path, words: Sequence[str], variables: Mapping[str, str], cwd: 
         _copy(Path(found.origin).parent, folder / package.replace(".", "/"))
     _copy(CONF, folder / "conf")
     (folder / "ghm" / provenance.SOURCE).write_text(json.dumps(source))
-    order = folder / "ghm" / ORDER
-    order.touch(mode=0o600)
-    order.write_text(json.dumps({"words": list(words), "environment": dict(variables), "cwd": str(cwd)}))
-    _refuse_large(folder)
 
 
 def shown(words: Sequence[str]) -> str:

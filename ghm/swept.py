@@ -10,15 +10,15 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from ghm import choices, plan, same
+from ghm import choices, plan, provenance, same
 from ghm.description import COMPARED
 from ghm.devices import possible
 from ghm.failure import Failed
 from ghm.job import Job, group_sizes
 from ghm.parts import check
-from ghm.paths import absolute
-from ghm.provenance import command, record
+from ghm.paths import plain
 from ghm.secrets import hidden
+from ghm.submission import pack_code
 from ghm.tracking import SAME, Spool, Tracker
 from ghm.verbs.report import after_sweep
 from sweeps.composer import Composer
@@ -39,6 +39,8 @@ class Trainings:
         self.task = _Task(inspect.unwrap(task))  # without what the command line wrapped around it
         self.folder, self.runs = Path(master.hydra.sweep.dir).resolve(), Path(master.runs)
         self.objective, self.seed, self.steps = master.objective, master.seed, master.epochs
+        self.inputs: dict[str, set[str]] = {}  # what the trainings read: see `same.inputs`
+        self._last: tuple[list[str], dict[str, Any], Job] | None = None
 
     def resources(self) -> Resources:
         own, scaling = self._settings.slot, self._master.scaling
@@ -56,27 +58,44 @@ class Trainings:
 
     def check(self, composer: Composer, overrides: list[str]) -> None:
         """ValueError for settings that no training can have."""
-        check(absolute(composer.compose(overrides)))
+        made, job = self._job(composer, overrides)
+        cfg = OmegaConf.create(made)
+        check(cfg)
+        for name, told in same.inputs(job, cfg).items():
+            self.inputs.setdefault(name, set()).add(told)
+
+    def pack(self, folder: Path) -> bool:
+        """Fill a folder with the code that all trials are to run."""
+        pack_code(folder)
+        return True
 
     def config(
         self, composer: Composer, overrides: list[str], number: int, label: str, params: Params, context: dict[str, Any]
     ) -> Any:
         """A trial's, for `task`."""
-        cfg = composer.compose(overrides)
-        choices.note(cfg)
-        cfg.dir = context.pop("folder")
-        trial = {"trial": number, "label": title(number, label), "params": json.dumps(params), "command": command()}
-        OmegaConf.update(cfg, "trial", trial | context)
-        container = OmegaConf.to_container(cfg, resolve=True)
-        record(Path(cfg.dir), cfg, overrides)
-        return container
+        made, job = self._job(composer, overrides)
+        trial = {"trial": number, "label": title(number, label), "params": json.dumps(params)}
+        trial |= {"command": provenance.command(), "inputs": json.dumps(same.inputs(job, OmegaConf.create(made)))}
+        made = made | {"dir": context.pop("folder")}
+        made["trial"] = made["trial"] | trial | context
+        provenance.record(Path(made["dir"]), made, overrides)
+        return made
 
     def same(self, composer: Composer, overrides: list[str]) -> list[str]:
         """What a training is the same by, for each device that it may get."""
-        cfg = absolute(composer.compose(overrides))
-        job = Job.of(cfg)
+        made, job = self._job(composer, overrides)
+        cfg = OmegaConf.create(made)
         devices = possible(job.settings.device, self.resources().total["GPU"])
         return [key for key in (same.key(job, cfg, device) for device in devices) if key is not None]
+
+    def _job(self, composer: Composer, overrides: list[str]) -> tuple[dict[str, Any], Job]:
+        """Its whole config, resolved, and what is made of it; kept, as it is asked for several times."""
+        if self._last is None or self._last[0] != overrides:
+            cfg = composer.compose(overrides)
+            choices.note(cfg)
+            made = plain(cfg)
+            self._last = list(overrides), made, Job.of_plain(made)
+        return self._last[1:]
 
     def show(self, composer: Composer, search: Search, sweep: Sweep) -> None:
         """Compose and check every training of a finite space, or the first of a larger one, and say what they take."""
@@ -84,20 +103,20 @@ class Trainings:
         points, whole = search.preview(sweep.n_trials, sweep.n_jobs)
         planned, runs, finished = [], sweep.replicates.count, self._open().finished()
         done = {one.data.tags.get(SAME, "") for one in finished} - {""} if self._settings.reuse else set()
+        checked: set[str] = set()
         for point in points:
             overrides = search.space.overrides(point)
-            # Resolved once: all that is asked of it would resolve it anew.
-            cfg = OmegaConf.create(OmegaConf.to_container(composer.compose(overrides), resolve=True))
-            assert isinstance(cfg, DictConfig)
-            check(cfg)
-            choices.note(cfg)
-            job = Job.of(absolute(cfg))
+            made, job = self._job(composer, overrides)
+            but_seed = _but_seed(made)
+            if but_seed not in checked:
+                check(OmegaConf.create(made))
+                checked.add(but_seed)
             given = dict(one.split("=", 1) for one in self._given(overrides))
             given |= {key: str(value) for key, value in job.settings.flat().items() if key in COMPARED}
             known = self._known(composer, overrides, sweep.replicates, done)
             state = states.get(identity(point), "known" if known == runs else "new")
             own, epochs = job.settings.fingerprint, job.settings.epochs
-            given |= dict(cfg.choices)
+            given |= made["choices"]
             planned.append(plan.Planned(" ".join(overrides), own, epochs, given, state, runs, known))
         needs = plan.need(planned, plan.past(finished), sweep.n_jobs)
         print(hidden("\n".join(plan.told(planned, None if whole else sweep.n_trials, needs, sweep.n_jobs))))
@@ -121,6 +140,13 @@ class Trainings:
         """Write and show the report; Failed where points are missing, or nothing was learned."""
         HydraConfig.instance().set_config(self._master)
         after_sweep(self._master, gaps)
+
+
+def _but_seed(made: dict[str, Any]) -> str:
+    """Equal for configs that differ in nothing that makes one of them wrong."""
+    seed = made["seed"]
+    sound = isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0
+    return json.dumps(made | {"dir": ""} | ({"seed": 0} if sound else {}), sort_keys=True, default=str)
 
 
 def _states(sweep: Sweep) -> dict[str, str]:

@@ -25,11 +25,12 @@ class Composer:
         self._loader.repository = CachingConfigRepository(loader.repository)
         self._parser = OverridesParser.create(config_loader=loader)
         self._composed: dict[tuple[str, ...], DictConfig] = {}
+        self._known: dict[str, Override] = {}
         self._split: dict[tuple[str, ...], tuple[DictConfig, DictConfig]] = {}
 
     def compose(self, overrides: list[str]) -> DictConfig:
         """A job's config without Hydra's own node, which is that of the sweep, but for the job's overrides."""
-        parsed = self._parser.parse_overrides(overrides)
+        parsed = [self._parsed(one) for one in overrides]
         own, hydra = self._apart(parsed)
         cfg = copy.deepcopy(own)
         ConfigLoaderImpl._apply_overrides_to_config([one for one in parsed if not self._chooses(one)], cfg)
@@ -38,6 +39,12 @@ class Composer:
         hydra.hydra._set_parent(cfg)  # as Hydra does it: so that its node refers to this config
         HydraConfig.instance().cfg = hydra  # what `${hydra:...}` looks at
         return cfg
+
+    def _parsed(self, override: str) -> Override:
+        """Once each: of a thousand trials most say the same, and Hydra takes milliseconds."""
+        if override not in self._known:
+            [self._known[override]] = self._parser.parse_overrides([override])
+        return self._known[override]
 
     def _apart(self, parsed: list[Override]) -> tuple[DictConfig, DictConfig]:
         """The config with the files that are chosen, without what they say of their own search; and Hydra's node."""

@@ -228,8 +228,16 @@ class Controller:
             return
         error = change.error
         if change.state == State.PRUNED:
-            error = f"{type(self.search.pruner).__name__}, after epoch {max(trial.epochs)}"
+            error = self._why_pruned(trial)
         self._close(trial, change.state, change.values, error, change.spent, self._violations(number))
+
+    def _why_pruned(self, trial: Trial) -> str:
+        last = max(trial.epochs)
+        why = f"{type(self.search.pruner).__name__}: {trial.epochs[last]:.4g} after epoch {last}"
+        best = self.ledger.best
+        if best is None or last not in best.epochs:
+            return why
+        return f"{why}, where the best, trial {best.number}, had {best.epochs[last]:.4g}"
 
     def _done(self, number: int, values: Values) -> None:
         """A run came to these values: so did its trial, if it is the only one."""

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ class HydraApp:
 
     objective: str | list[str] = "value"
     seed, steps = None, None
+    inputs: Mapping[str, set[str]] = {}
 
     def __init__(self, settings: DictConfig, master: DictConfig, context: HydraContext, task: TaskFunction) -> None:
         self._settings = settings
@@ -67,6 +69,10 @@ class HydraApp:
             cfg.hydra.job.num, cfg.hydra.job.id = context["run"], f"{cfg.hydra.job.name}_{context['run']}"
         about = {"number": number, "label": title(number, label)}
         return {"cfg": cfg, "trial": about | {"params": json.dumps(params)} | context}
+
+    def pack(self, folder: Path) -> bool:
+        """Nothing: a program may look for files beside its own."""
+        return False
 
     def same(self, composer: Composer, overrides: list[str]) -> list[str]:
         """Nothing: what a program's numbers depend on is its own to know."""

@@ -4,10 +4,11 @@ import re
 import signal
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import optuna
 from omegaconf import OmegaConf
@@ -97,22 +98,34 @@ class Sweep:
             nodes.refuse_local_tracking(tracker.uri)
 
 
-def run_sweep(
-    sweep: Sweep, search: Search, task: Task, compose: Compose, tracker: Tracker | None, keys: Keys = lambda *_: []
-) -> float | Values | None:
+@dataclass(frozen=True)
+class Program:
+    """What the trials of a sweep run: `task`, on what `compose(number, params, label, context)` makes for it, where
+    `context` is what a run has to know of its sweep.
+
+    `keys` tells which runs are the same, see `sweeps.reuse`. `pack` fills a folder with the code that all trials are to
+    run; False: they take what lies here. `inputs`: what they read, by name, with what tells it apart.
+    """
+
+    task: Task
+    compose: Compose
+    keys: Keys = lambda *_: []
+    pack: Callable[[Path], bool] = lambda _: False
+    inputs: Mapping[str, Collection[str]] = field(default_factory=dict)
+
+
+def run_sweep(sweep: Sweep, search: Search, program: Program, tracker: Tracker | None) -> float | Values | None:
     """Run or continue a sweep; the value of its best trial, if any has one, or all values where there are several.
 
-    `compose(number, params, label, context)` makes a trial's config; `context` is what the trial has
-    to know of its sweep. `keys` tells which runs are the same, see `sweeps.reuse`.
     ValueError for what cannot be begun, and then nothing was; SweepFailed or Incomplete for a sweep that lacks points
     at its end, KeyboardInterrupt for one that was ended before.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     search.given()
-    storage, reuse = open_storage(sweep.storage, sweep.runs), Reuse(tracker, sweep.goal, keys)
+    storage, reuse = open_storage(sweep.storage, sweep.runs), Reuse(tracker, sweep.goal, program.keys)
     with ExitStack() as stack:
         study = ledgers.find(storage, sweep.name)
-        cluster = _Cluster(sweep, tracker, stack)
+        cluster = _Cluster(sweep, tracker, program.pack, stack)
         if study is None:
             first, seed = search.preview(sweep.n_trials, 1)[0][0], sweep.replicates.seed(0)
             if reuse.find(first, seed) is None:
@@ -127,6 +140,7 @@ def run_sweep(
         total = search.total(ledger, sweep.n_trials)
         rules = Rules(total, sweep.max_failure_rate, sweep.max_attempts, sweep.backoff, sweep.patience)
         record = Record(sweep.name, ledger.key, sweep.folder, sweep.replicates)
+        record.compare_inputs(program.inputs)
         unfinished = len(ledger.trials) < total or ledger.count(State.QUEUED) > 0
         meter = Meter(sweep.budget, sweep.resources.total["GPU"], ledger.used, lambda: ledger.epochs)
         affordable = meter.allows()
@@ -135,13 +149,14 @@ def run_sweep(
         sweep.folder.mkdir(parents=True, exist_ok=True)
         with nullcontext() if tracker is None else Sender(tracker, record.folders), _orderly_end(ledger, record):
             _point(ledger, tracker, sweep, search.space.keys)
-            record.begin(sweep.goal, search.space.keys, search.space.group)
+            record.begin(sweep.goal, search.space.keys, search.space.group, program.inputs)
             if unfinished and affordable:
-                seen = View(sweep.name, sweep.goal, total, meter, sweep.replicates)
+                takes = sweep.resources.total
+                seen = View(sweep.name, sweep.goal, total, meter, sweep.replicates, takes=takes)
                 with _slots(sweep, cluster) as slots, seen as view:
                     controller = Controller(
-                        *(sweep.goal, lease, ledger, search, slots, task, compose, record, view, rules, meter, reuse),
-                        replicates=sweep.replicates,
+                        *(sweep.goal, lease, ledger, search, slots, program.task, program.compose, record, view, rules),
+                        *(meter, reuse, sweep.replicates),
                     )
                     _run(controller)
                     affordable = controller.complete
@@ -173,12 +188,14 @@ class _Cluster:
 
     sweep: Sweep
     tracker: Tracker | None
+    pack: Callable[[Path], bool]
     until: ExitStack
     connected: bool = False
 
     def connect(self) -> None:
         if not self.connected:
-            self.until.enter_context(connected())
+            code = Path(self.until.enter_context(TemporaryDirectory(prefix="ghm-")))
+            self.until.enter_context(connected(code if self.pack(code) else None))
             self.sweep.check_fits(self.tracker)
             self.connected = True
 

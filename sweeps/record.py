@@ -1,7 +1,8 @@
 """A sweep's place in MLflow: its run, below which its trials record themselves, made to agree with the ledger."""
 
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -17,6 +18,8 @@ from sweeps.reuse import Found
 from sweeps.space import title
 from sweeps.states import State
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Record:
@@ -27,14 +30,35 @@ class Record:
     folder: Path
     seeds: Replicates = field(default_factory=Replicates)
 
-    def begin(self, goal: Goal, swept: Sequence[str], group: str | None) -> None:
-        """The sweep begins, or goes on; `group` is the key of `swept` by whose values its trials are compared."""
+    def compare_inputs(self, inputs: Mapping[str, Collection[str]]) -> None:
+        """ValueError where the sweep was begun on other data; a warning where with other code or packages."""
+        told = [entry["start"]["tags"].get("inputs") for entry in Spool(self.folder).entries() if "start" in entry]
+        before = json.loads(told[-1]) if told and told[-1] else {}
+        changed = [name for name, known in before.items() if name in inputs and sorted(inputs[name]) != known]
+        data = [name for name in changed if name.endswith((" train", " val"))]
+        if data:
+            raise ValueError(
+                f"hydra.sweeper.study_name={self.name}: {', '.join(data)} is not what it was when this sweep was "
+                "begun, and what was trained on it would not compare; put it back, or give another name"
+            )
+        if changed:
+            log.warning(
+                "%s: not what it was when this sweep was begun; trials from now on may not compare with those before",
+                ", ".join(changed),
+            )
+
+    def begin(self, goal: Goal, swept: Sequence[str], group: str | None, inputs: Mapping[str, Collection[str]]) -> None:
+        """The sweep begins, or goes on; `group` is the key of `swept` by whose values its trials are compared.
+
+        `inputs`: what its trainings read, by name, with what tells it apart.
+        """
         spool = Spool(self.folder, Spool(self.folder).attempts() + 1)
         tags = {"sweep.name": self.name, "sweep.kind": "sweep", "sweep.objective": ",".join(goal.objectives)}
         tags |= {"sweep.direction": ",".join(goal.directions)}
         if goal.bounded:
             tags |= {"sweep.bounds": json.dumps({"at_most": dict(goal.at_most), "at_least": dict(goal.at_least)})}
         tags |= provenance.origin(provenance.source()["commit"])
+        tags["inputs"] = json.dumps({name: sorted(told) for name, told in inputs.items()})
         spool.start(self.name, tags, key=self.key)
         seeds = self.seeds.count > 1
         spool.share(self.key, shared_view(self.key, self.name, goal.objectives, swept, group, goal.ascending, seeds))

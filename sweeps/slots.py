@@ -3,6 +3,7 @@
 import gc
 import logging
 import os
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,7 @@ from ray.util import remove_placement_group
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from ghm.carried import carried
+from ghm.carried import carried, find_also
 from ghm.cluster import check_fits
 from ghm.failure import lost
 from ghm.nodes import Sight
@@ -64,8 +65,9 @@ class Slot:
     One that dies is replaced, not restarted by Ray: while Ray does that, it refuses the next trial.
     """
 
-    def __init__(self, hub: Any, patience: float, variables: dict[str, str]) -> None:
+    def __init__(self, hub: Any, patience: float, variables: dict[str, str], paths: Sequence[str]) -> None:
         self._hub, self._patience, self._warm = hub, patience, False
+        find_also(paths)
         os.environ.update(variables)  # not in Ray's runtime environment, which its dashboard shows
         # Ray Train looks after the workers of a trial, and shall lose patience no later.
         os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(patience)
@@ -162,7 +164,7 @@ class Slots:
             slot = self._idle.pop()
         else:
             options = {"num_cpus": self._resources.cpus, "num_gpus": self._resources.gpus}
-            slot = ray.remote(Slot).options(**options).remote(self._hub, self._patience, carried())
+            slot = ray.remote(Slot).options(**options).remote(self._hub, self._patience, carried(), sys.path)
         self._hub.expect.remote(trial, attempt)
         self._busy[slot.run.remote(task, config, trial, attempt)] = (slot, trial)
 

@@ -1,6 +1,8 @@
 """What a sweep shows while it runs: a live panel in a terminal, plain lines elsewhere."""
 
 import time
+from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from rich.console import Console, Group
@@ -9,6 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from ghm.interval import half_width
 from sweeps.budget import Meter
 from sweeps.goal import Goal, Values
 from sweeps.ledger import Ledger, Trial
@@ -17,6 +20,7 @@ from sweeps.replicates import Replicates
 from sweeps.space import label
 from sweeps.states import State
 
+LAST = 5  # trials that ended, shown below those that run
 QUIET = 60.0  # seconds without a line in a log, after which the epochs that running trials are in are one
 
 
@@ -26,6 +30,7 @@ class Running:
     epoch: int = 0
     epochs: int = 0
     value: float | None = None
+    begun: float = field(default_factory=lambda: time.monotonic())
 
     @property
     def share(self) -> float:
@@ -44,13 +49,16 @@ class View:
     done: int = 0
     pruned: int = 0
     failed: int = 0
-    best: tuple[Values, str] | None = None
+    best: tuple[str, str] | None = None  # its values, its settings
     front: int = 0  # how many trials no other beats
+    takes: Mapping[str, float] = field(default_factory=dict)  # of the cluster, by each run: CPU and GPU
+    ended_last: deque[str] = field(default_factory=lambda: deque(maxlen=LAST))  # and why
     running: dict[int, Running] = field(default_factory=dict)  # by the number of the run
     left: int = 0  # runs that have not ended
     console: Console = field(default_factory=Console)
     _begun: float = field(default_factory=time.monotonic)
     _work: float = 0.0  # runs' worth of work finished since the sweep began or was continued
+    _busy: float = 0.0  # seconds that it took, one run after another
     _live: Live | None = None
     _said: float = field(default_factory=time.monotonic)  # when the last line was printed
 
@@ -72,7 +80,7 @@ class View:
         open_ones = [trial for trial in ledger.trials if not trial.over]
         self.left = (self.n_trials - len(ledger.trials)) * each + sum(each - len(one.ended) for one in open_ones)
         if (best := ledger.best) is not None:
-            self.best = (best.values, f"trial {best.number}, {label(best.params)}")
+            self.best = (self._mean(best), f"trial {best.number}, {label(best.params)}")
 
     def started(self, run: int, label: str, attempt: int = 1) -> None:
         self.running[run] = Running(label)
@@ -81,7 +89,8 @@ class View:
 
     def reported(self, run: int, epoch: int, epochs: int, value: float) -> None:
         if run in self.running:
-            self.running[run] = Running(self.running[run].label, epoch, epochs, value)
+            one = self.running[run]
+            one.epoch, one.epochs, one.value = epoch, epochs, value
         if time.monotonic() - self._said > QUIET:
             runs = sorted(self.running.items())
             epochs_of = ", ".join(
@@ -92,7 +101,9 @@ class View:
     def gone(self, run: int) -> None:
         """A run has ended."""
         if run in self.running:
-            self._work += self.running.pop(run).share or 1.0
+            one = self.running.pop(run)
+            self._work += one.share or 1.0
+            self._busy += time.monotonic() - one.begun
 
     def kept(self, ledger: Ledger, run: int, values: Values) -> None:
         """A run has ended, one of several of its trial."""
@@ -105,7 +116,9 @@ class View:
         shown += f" over {len(trial.ended)} seeds" if trial.ended else ""
         shown += "" if trial.allowed else " (breaks a bound)"
         why = f", {trial.reason}" if trial.reason else ""
-        self._line(f"trial {trial.number} {trial.state}:{shown} {label(trial.params)}{why}")
+        ended = f"trial {trial.number} {trial.state}:{shown} {label(trial.params)}{why}"
+        self.ended_last.append(ended)
+        self._line(ended)
         self._line("  " + "; ".join(filter(None, [self.counts(), self.best_so_far(), self.time_left()])))
 
     def queued(self, run: int, change: Change) -> None:
@@ -126,16 +139,38 @@ class View:
     def best_so_far(self) -> str:
         if self.best is None:
             return ""
-        best = f"best {self._shown(self.best[0])}: {self.best[1]}"
+        best = f"best {self.best[0]}: {self.best[1]}"
         return f"{self.front} on the Pareto front; {best}" if self.goal.several else best
+
+    def _mean(self, trial: Trial) -> str:
+        """Its values; with the 95 % interval of the mean over seeds where there are several."""
+        seeds = [run.values[0] for run in trial.ended]
+        if len(seeds) < 2 or self.goal.several:
+            return self._shown(trial.values)
+        return f"{self._shown(trial.values)} ± {half_width(seeds):.4f} over {len(seeds)} seeds"
 
     def _shown(self, values: Values) -> str:
         named = zip(self.goal.objectives, values, strict=False)  # of a pruned trial the first alone
         return ", ".join(f"{name} {value:.4f}" if abs(value) < 1000 else f"{name} {value:.6g}" for name, value in named)
 
     def time_left(self) -> str:
+        """And what it takes of the cluster."""
         left = self.seconds_left()
-        return "" if left is None else f"about {_clock(left)} left"
+        if left is None:
+            return ""
+        cost = self._cost_left()
+        return f"about {_clock(left)} left" + (f", {cost}" if cost else "")
+
+    def _cost_left(self) -> str:
+        """In hours of GPUs, or else of CPUs, as long as the runs so far took of them."""
+        now = time.monotonic()
+        kind = next((kind for kind in ("GPU", "CPU") if self.takes.get(kind)), None)
+        done = self._work + sum(one.share for one in self.running.values())
+        if kind is None or done <= 0:
+            return ""
+        busy = self._busy + sum(now - one.begun for one in self.running.values() if one.share)
+        runs = max(self.left - sum(one.share for one in self.running.values()), 0.0)
+        return f"{runs * busy / done * self.takes[kind] / 3600:.2g} {kind}-hours"
 
     def seconds_left(self) -> float | None:
         """From the pace so far, which counts the finished part of running trials; None before any."""
@@ -159,7 +194,8 @@ class View:
             table.add_row(
                 self.replicates.named(number), bar, f"{trial.epoch}/{trial.epochs or '?'}", value, trial.label
             )
-        return Group(head, Text(self.best_so_far(), style="green"), table)
+        last = [Text(one, style="dim", overflow="ellipsis", no_wrap=True) for one in self.ended_last]
+        return Group(head, Text(self.best_so_far(), style="green"), table, *last)
 
     def _line(self, text: str) -> None:
         if self._live is None:

@@ -41,6 +41,7 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
             "ghm.provenance",
             "ghm.same",
             "ghm.secrets",
+            "ghm.submission",
             "ghm.tracking",
             "ghm.verbs.report",
             "sweeps.composer",
@@ -110,6 +111,7 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
     "ghm/group.py": ({"ghm.carried", "ghm.failure", "ghm.job", "ghm.tracking", "ghm.worker"}, {"ray", "torch"}),
     "ghm/run.py": (
         {
+            "ghm.carried",
             "ghm.cluster",
             "ghm.description",
             "ghm.failure",
@@ -121,6 +123,7 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
             "ghm.paths",
             "ghm.provenance",
             "ghm.resume",
+            "ghm.same",
             "ghm.tracking",
             "ghm.worker",
             "sweeps.states",

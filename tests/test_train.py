@@ -198,7 +198,6 @@ def test_a_sweep_runs_reports_and_continues(ghm, capsys):
     assert {"report/index.html", "report/ranking.csv", "figures/ranking.png"} <= artifacts(parent)
     page = Path("runs/sweeps/two/report/index.html").read_text()
     assert "loss=focal" in page
-    assert set(re.findall(r'http[^"]*//[^/]*/', page)) == {"http://127.0.0.1:5000/"}  # one file: links, nothing fetched
     for number in ("0000", "0001"):
         assert (Path("runs/sweeps/two") / number / ".hydra" / "overrides.yaml").exists()
     # A warm slot trains what a run of its own does, to the last bit.

@@ -35,6 +35,7 @@ class DetectionDataset(Dataset[tuple[Tensor, dict[str, Tensor]]]):
     masks = False
     has_boxes = True  # False: a list of images alone
     origin: Origin | None = None
+    drawn = False  # True: made of its settings and its code alone, not read
     locate: Callable[[dict[str, Any]], Path] | None = None  # the file of an image entry, where it is one
 
     def __init__(

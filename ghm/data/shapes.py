@@ -57,7 +57,9 @@ class Drawn:
         self.images: dict[int, Tensor] = {}
 
     def dataset(self, open_coco: Callable[[], COCO], augment: Augment | None = None) -> DetectionDataset:
-        return DetectionDataset(dict(enumerate(CLASSES, 1)), open_coco, self.read, augment)
+        made = DetectionDataset(dict(enumerate(CLASSES, 1)), open_coco, self.read, augment)
+        made.drawn = True
+        return made
 
     def read(self, entry: dict[str, Any]) -> Tensor:
         return self.images[entry["id"]]

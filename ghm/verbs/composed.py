@@ -9,7 +9,7 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from ghm import choices, own_ranges
 from ghm.paths import CONF
@@ -56,7 +56,8 @@ def run(task: Callable[[DictConfig], Any], config: str) -> Any:
         try:
             choices.note(cfg)
             own_ranges.take(cfg)
-            record(Path(cfg.cwd) / cfg.dir, cfg, HydraConfig.get().overrides.task)
+            resolved: Any = OmegaConf.to_container(cfg, resolve=True)
+            record(Path(cfg.cwd) / cfg.dir, resolved, HydraConfig.get().overrides.task)
             results.append(task(cfg))
         except BaseException as error:
             errors.append(error)

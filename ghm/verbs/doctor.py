@@ -17,9 +17,10 @@ MARKS = {Level.FINE: "[green]ok[/]     ", Level.DOUBTFUL: "[yellow]doubtful[/]",
 def main() -> None:
     """Exit code 0 where all is fine, 1 where something is doubtful, 2 where something is broken."""
     config = composed.of_sweep(sys.argv[1:])
-    plain = absolute(config)
+    own = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])  # of whose node not all is known
+    plain = absolute(own)
     root = OmegaConf.select(plain, "data.root") or os.environ.get("GHM_DATA")
-    asked = Asked(Path(plain.runs), root, plain.tracking.uri, plain.hydra.sweeper.storage)
+    asked = Asked(Path(plain.runs), root, plain.tracking.uri, config.hydra.sweeper.storage)
     console, worst = Console(), Level.FINE
     for finding in examine(asked):
         _show(console, finding)

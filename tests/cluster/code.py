@@ -46,7 +46,7 @@ def _submit(folder: Path, start: list[Path | str], environment: dict[str, str]) 
         command = [sys.executable, "-m", "ghm", *words]
         return subprocess.run(command, cwd=work, env=paths, capture_output=True, text=True)
 
-    sweep = ["train", "-m", *SMALL, "figures=false", "loss=focal"]
+    sweep = ["train", "-m", *SMALL, "figures=false", "loss=focal", "hydra.sweeper.reuse=false"]
     deadline = time.monotonic() + 60
     while ghm("submit", "--list").returncode and time.monotonic() < deadline:
         time.sleep(1)

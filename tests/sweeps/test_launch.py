@@ -12,7 +12,7 @@ from sweeps.controller import SweepFailed
 from sweeps.draw import Search
 from sweeps.goal import Goal
 from sweeps.grammar import parse
-from sweeps.launch import Incomplete, Sweep, run_sweep
+from sweeps.launch import Incomplete, Program, Sweep, run_sweep
 from sweeps.replicates import Replicates
 from sweeps.slots import Resources
 from tests.sweeps.toy import LOADER, parabola
@@ -39,8 +39,7 @@ def sweep(*arguments: str, pruner=None, seconds: float = 0, task=parabola, retur
     return run_sweep(
         Sweep(**settings),
         search(*(arguments or ["x=interval(0.0,2.0)"]), pruner=pruner, first=first),
-        task,
-        compose,
+        Program(task, compose),
         tracker,
     )
 
@@ -307,8 +306,7 @@ def test_a_free_slot_is_refilled_while_a_long_trial_runs():
         run_sweep(
             Sweep("toy", runs / "toy", runs, Goal(("value",), ("maximize",)), 6, 2, None, 0.0, Resources(0.5, 0)),
             search("x=0,1,2,3,4,5"),
-            parabola,
-            compose,
+            Program(parabola, compose),
             Tracker.open(None, "toy", str(runs)),
         )
     finally:

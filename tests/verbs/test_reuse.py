@@ -126,7 +126,9 @@ def test_device_versions_and_code_count(monkeypatch, tmp_path):
     version = importlib.metadata.version
     with monkeypatch.context() as patch:
         patch.setattr(importlib.metadata, "version", lambda name: "2.0" if name == "torchvision" else version(name))
+        same._versions.cache_clear()
         assert key(*SMALL) != before
+    same._versions.cache_clear()
     edited = tmp_path / "ghm"
     shutil.copytree(CONF.parent / "ghm", edited)
     monkeypatch.setattr(same, "_HERE", edited)
@@ -146,7 +148,7 @@ def test_code_of_ones_own_counts_and_a_group_that_changes_its_size_is_like_no_ot
     keys = []
     for content in ("class Loss: ...", "class Loss: pass"):
         (tmp_path / "mine_too.py").write_text(content)
-        same.code.cache_clear()
+        same._module.cache_clear()
         keys.append(key(*SMALL, *own))
     assert keys[0] != keys[1]
     assert key(*SMALL, "scaling=workers", "scaling.num_workers=[1,2]") is None

@@ -52,7 +52,7 @@ class GHMSweeper(Sweeper):
         from sweeps.conditional import widen
         from sweeps.controller import SweepFailed
         from sweeps.grammar import parse
-        from sweeps.launch import Incomplete, run_sweep
+        from sweeps.launch import Incomplete, Program, run_sweep
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         settings, loader = self.settings, self.context.config_loader
@@ -82,7 +82,7 @@ class GHMSweeper(Sweeper):
 
         best, gaps = None, None
         try:
-            best = run_sweep(sweep, search, app.task, compose, app.tracker(), keys)
+            best = run_sweep(sweep, search, Program(app.task, compose, keys, app.pack, app.inputs), app.tracker())
         except (SweepFailed, Incomplete) as error:
             gaps = error
         app.finished(gaps)
