@@ -47,7 +47,7 @@ def _same(spool: Spool, job: Job, cfg: DictConfig) -> str:
         on = devices.possible(job.settings.device, job.place.gpus)
     else:
         on = [devices.here(job.settings.device)]
-    key = same.key(job, cfg, on[0]) if len(on) == 1 else None
+    key = same.key(job, on[0]) if len(on) == 1 else None
     begun = [entry["start"]["tags"].get(SAME) for entry in spool.entries() if "start" in entry]
     elsewhere = not begun and cfg.trial.epochs > 0
     return key if key is not None and not elsewhere and all(one == key for one in begun) else ""

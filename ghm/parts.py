@@ -242,24 +242,33 @@ def _datasets(data: str, name: str) -> list[dict[str, str]]:
     return described
 
 
-def digests(cfg: DictConfig) -> dict[str, str]:
-    """Of train and val, by name, as far as they are read: what is drawn depends on settings and code alone."""
-    data = _data(OmegaConf.to_yaml(cfg.data, resolve=True))
-    read = [split for split in (data.train, data.val) if not split.drawn]
-    return {one["name"]: one["digest"] for one in datasets(cfg)} if read else {}
-
-
-def fingerprint(cfg: DictConfig) -> str:
-    """Of all that a run reads: annotations, and of each image file its size and time.
-
-    The bytes of the images are not read: COCO's would take minutes.
-    """
-    return _fingerprint(OmegaConf.to_yaml(cfg.data, resolve=True))
+def digests(node: dict[str, Any]) -> dict[str, str]:
+    """Of train and val, by name, as far as they are read: what is drawn depends on its data node and code alone."""
+    return dict(_digests(json.dumps(node)))
 
 
 @cache
-def _fingerprint(data: str) -> str:
-    made, told = _data(data), []
+def _digests(node: str) -> dict[str, str]:
+    made, name = _data(_yaml(node)), Path(json.loads(node).get("root") or "data").name
+    splits = {f"{name} train": made.train, f"{name} val": made.val}
+    return {name: _digest(split) for name, split in splits.items() if not split.drawn}
+
+
+def fingerprint(node: dict[str, Any]) -> str:
+    """Of all that a run reads, by its data node: annotations, and of each image file its size and time.
+
+    The bytes of the images are not read: COCO's would take minutes.
+    """
+    return _fingerprint(json.dumps(node))
+
+
+def _yaml(node: str) -> str:
+    return OmegaConf.to_yaml(OmegaConf.create(json.loads(node)))
+
+
+@cache
+def _fingerprint(node: str) -> str:
+    made, told = _data(_yaml(node)), []
     for split in (made.train, made.val):
         if not split.drawn:
             told.append(_digest(split))

@@ -60,9 +60,14 @@ def past(records: Iterable[Record]) -> list[Past]:
             continue
         seconds = (record.info.end_time - record.info.start_time) / 1000 / steps[0]
         folder = Path(record.data.tags.get("dir", ""))
-        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_absolute() else 0
-        found.append(Past(record.data.params, seconds, size))
+        found.append(Past(record.data.params, seconds, _size(folder) if folder.is_absolute() else 0))
     return found
+
+
+def _size(folder: Path) -> int:
+    """Bytes on disk; what has several names, as the last checkpoint that is also the best, counts once."""
+    states = [path.stat() for path in folder.rglob("*") if path.is_file()]
+    return sum({(state.st_dev, state.st_ino): state.st_size for state in states}.values())
 
 
 def like(one: Mapping[str, str], known: Sequence[Past]) -> tuple[list[Past], tuple[str, ...]]:

@@ -45,7 +45,7 @@ def train(cfg: DictConfig) -> float | tuple[float, ...]:
     cfg = absolute(cfg)
     check(cfg)
     job = Job.of(cfg, start=Spool(Path(cfg.dir)).attempts() + 1)
-    same.refuse_changed(job, cfg)
+    same.refuse_changed(job, cfg.trial.inputs)
     with _cluster(job):
         job = _placed(job, cfg)
         with _sent(job):

@@ -10,8 +10,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
-
 from ghm import parts
 from ghm.job import Job, canonical
 
@@ -23,7 +21,7 @@ ELSEWHERE = ("objective", "data.root", "device")
 _HERE = Path(__file__).resolve().parent
 
 
-def key(job: Job, cfg: DictConfig, device: str) -> str | None:
+def key(job: Job, device: str) -> str | None:
     """Equal for runs of equal numbers, on a device as `ghm.devices` names it.
 
     None where it cannot be told: for a group of workers that changes its size.
@@ -36,7 +34,7 @@ def key(job: Job, cfg: DictConfig, device: str) -> str | None:
         "files": [_state(value) for value in settings.values() if isinstance(value, str) and os.path.isfile(value)],
         "workers": job.place.workers,
         "device": device,
-        "data": parts.fingerprint(cfg),
+        "data": parts.fingerprint(job.settings.parts["data"]),
         "code": code(),
         "modules": _modules(settings),
         "versions": _versions(),
@@ -44,17 +42,22 @@ def key(job: Job, cfg: DictConfig, device: str) -> str | None:
     return _hash(json.dumps(made_of, sort_keys=True).encode())
 
 
-def inputs(job: Job, cfg: DictConfig) -> dict[str, str]:
+def inputs(job: Job) -> dict[str, str]:
     """What a run reads beside its settings: code, modules of others, versions, data; each with what tells it apart."""
-    return {"the code of ghm": code()} | _modules(job.settings.flat()) | _versions() | parts.digests(cfg)
+    return (
+        {"the code of ghm": code()}
+        | _modules(job.settings.flat())
+        | _versions()
+        | parts.digests(job.settings.parts["data"])
+    )
 
 
-def refuse_changed(job: Job, cfg: DictConfig) -> None:
-    """ValueError for a sweep's run that would read something else than what was there when its sweep began."""
-    if cfg.trial.inputs is None:
+def refuse_changed(job: Job, before: str | None) -> None:
+    """ValueError for a sweep's run that would read something else than `before`, as JSON, when its sweep began."""
+    if before is None:
         return
-    now = inputs(job, cfg)
-    changed = [name for name, told in json.loads(cfg.trial.inputs).items() if now.get(name) != told]
+    now = inputs(job)
+    changed = [name for name, told in json.loads(before).items() if now.get(name) != told]
     if changed:
         raise ValueError(
             f"{', '.join(changed)}: not what it was when the sweep was started; put it back, or begin anew with "

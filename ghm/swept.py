@@ -59,9 +59,8 @@ class Trainings:
     def check(self, composer: Composer, overrides: list[str]) -> None:
         """ValueError for settings that no training can have."""
         made, job = self._job(composer, overrides)
-        cfg = OmegaConf.create(made)
-        check(cfg)
-        for name, told in same.inputs(job, cfg).items():
+        check(OmegaConf.create(made))
+        for name, told in same.inputs(job).items():
             self.inputs.setdefault(name, set()).add(told)
 
     def pack(self, folder: Path) -> bool:
@@ -75,7 +74,7 @@ class Trainings:
         """A trial's, for `task`."""
         made, job = self._job(composer, overrides)
         trial = {"trial": number, "label": title(number, label), "params": json.dumps(params)}
-        trial |= {"command": provenance.command(), "inputs": json.dumps(same.inputs(job, OmegaConf.create(made)))}
+        trial |= {"command": provenance.command(), "inputs": json.dumps(same.inputs(job))}
         made = made | {"dir": context.pop("folder")}
         made["trial"] = made["trial"] | trial | context
         provenance.record(Path(made["dir"]), made, overrides)
@@ -83,10 +82,9 @@ class Trainings:
 
     def same(self, composer: Composer, overrides: list[str]) -> list[str]:
         """What a training is the same by, for each device that it may get."""
-        made, job = self._job(composer, overrides)
-        cfg = OmegaConf.create(made)
+        _, job = self._job(composer, overrides)
         devices = possible(job.settings.device, self.resources().total["GPU"])
-        return [key for key in (same.key(job, cfg, device) for device in devices) if key is not None]
+        return [key for key in (same.key(job, device) for device in devices) if key is not None]
 
     def _job(self, composer: Composer, overrides: list[str]) -> tuple[dict[str, Any], Job]:
         """Its whole config, resolved, and what is made of it; kept, as it is asked for several times."""

@@ -24,6 +24,14 @@ def test_time_is_that_of_the_runs_that_are_most_alike():
     assert plan.need([planned("a", model="retinanet_r50")], known, slots=1) is None
 
 
+def test_a_file_of_two_names_takes_its_place_once(tmp_path):
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "last.pt").write_bytes(b"x" * 1000)
+    (tmp_path / "best.pt").hardlink_to(tmp_path / "deep" / "last.pt")
+    (tmp_path / "other").write_bytes(b"x" * 10)
+    assert plan._size(tmp_path) == 1010
+
+
 def test_seeds_of_a_trial_are_so_many_runs():
     needs = plan.need([Planned("a", "a", 10, TINY, runs=4)], [Past(TINY, 2.0, 5_000_000)], slots=2)
     assert (needs.wall, needs.work, needs.bytes) == (40.0, 80.0, 20_000_000)

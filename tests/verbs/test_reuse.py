@@ -27,7 +27,7 @@ SHORT = (*SMALL, "epochs=2", "loss.prior=null")
 def key(*overrides: str, device: str = "CPU: one") -> str | None:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = absolute(compose("train", ["cwd=.", "dir=run", "choices={}", *overrides]))
-    return same.key(Job.of(cfg), cfg, device)
+    return same.key(Job.of(cfg), device)
 
 
 def begun() -> int:
@@ -210,7 +210,7 @@ def test_what_a_sweep_waits_for_counts_once_it_is_done(ghm, capsys, monkeypatch)
     from threading import Timer
 
     monkeypatch.setattr("sweeps.controller.ASK", 0.2)
-    monkeypatch.setattr("ghm.same.key", lambda job, cfg, device: "k" if job.settings.seed == 1 else "other")
+    monkeypatch.setattr("ghm.same.key", lambda job, device: "k" if job.settings.seed == 1 else "other")
     tracker = Tracker.open(None, "ghm", "runs")
     spool = record(tracker, "one")
 
