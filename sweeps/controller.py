@@ -145,6 +145,7 @@ class Controller:
         self.record.started(trial, label(trial.params))
         self.record.reused(trial, replicate, self._label(trial, replicate), found)
         self.ledger.start(trial.number, replicate)
+        self.ledger.reuse(trial.number, replicate)
         for epoch, value in found.curve:
             self.ledger.report(trial.number, epoch, value, replicate)
         self._metrics[number] = found.metrics

@@ -55,6 +55,7 @@ class Run:
     values: Values = ()  # once it has ended, and the trial has not
     violations: Values = ()
     running: bool = field(default=False, compare=False)  # not kept
+    reused: bool = False  # another run, which was the same, counts in its place
 
 
 @dataclass
@@ -215,8 +216,8 @@ class Ledger:
 
     @property
     def epochs(self) -> int:
-        """Recorded of all runs."""
-        return sum(run.epochs for trial in self.trials for run in trial.runs.values())
+        """Trained by all runs."""
+        return sum(run.epochs for trial in self.trials for run in trial.runs.values() if not run.reused)
 
     @property
     def used(self) -> Used:
@@ -284,6 +285,11 @@ class Ledger:
         if trial.state != State.RUNNING:
             self._store("set_trial_state_values", number, TrialState.RUNNING)
         trial.state, trial.run(replicate).running = State.RUNNING, True
+
+    def reuse(self, number: int, replicate: int) -> None:
+        """What is reported of this run from here on was trained by another."""
+        self.trials[number].run(replicate).reused = True
+        self._keep_runs(number)
 
     def report(self, number: int, epoch: int, value: float, replicate: int = 0) -> None:
         """What an epoch of a run came to; said again it changes nothing. Pruners see the first run's."""
@@ -354,7 +360,7 @@ class Ledger:
         """All of its runs that Optuna has no field for."""
         runs = {}
         for replicate, run in self.trials[number].runs.items():
-            runs[str(replicate)] = {"attempt": run.attempt, "epochs": run.epochs} | {
+            runs[str(replicate)] = {"attempt": run.attempt, "epochs": run.epochs, "reused": run.reused} | {
                 name: list(kept) for name, kept in (("values", run.values), ("violations", run.violations)) if kept
             }
         self._write("set_trial_user_attr", number, RUNS, runs)
@@ -450,7 +456,8 @@ def _runs(frozen: FrozenTrial) -> dict[int, Run]:
     runs = {0: Run()}
     for replicate, kept in frozen.user_attrs.get(RUNS, {}).items():
         values, violated = (tuple(kept.get(name, ())) for name in ("values", "violations"))
-        runs[int(replicate)] = Run(kept["attempt"], kept["epochs"], values, violated)
+        reused = kept.get("reused", False)
+        runs[int(replicate)] = Run(kept["attempt"], kept["epochs"], values, violated, reused=reused)
     runs[0].attempt, runs[0].epochs = frozen.user_attrs.get(ATTEMPT, 1), len(frozen.intermediate_values)
     return runs
 

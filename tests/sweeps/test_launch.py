@@ -7,7 +7,9 @@ import optuna
 import pytest
 from omegaconf import OmegaConf
 
-from ghm.tracking import Tracker
+from ghm.tracking import SAME, Spool, Tracker
+from ghm.tracking.sender import send
+from sweeps.budget import Budget
 from sweeps.controller import SweepFailed
 from sweeps.draw import Search
 from sweeps.goal import Goal
@@ -15,6 +17,7 @@ from sweeps.grammar import parse
 from sweeps.launch import Incomplete, Program, Sweep, run_sweep
 from sweeps.replicates import Replicates
 from sweeps.slots import Resources
+from sweeps.states import State
 from tests.sweeps.toy import LOADER, parabola
 
 pytestmark = pytest.mark.usefixtures("cluster")
@@ -26,7 +29,10 @@ def sweep(*arguments: str, pruner=None, seconds: float = 0, task=parabola, retur
     settings = {"name": "toy", "folder": runs / "sweeps" / "toy", "runs": runs}
     settings |= {"goal": Goal(("value",), ("maximize",)), "n_trials": 4, "n_jobs": 2, "max_failure_rate": 0.0}
     settings |= {"storage": None, "resources": Resources(0.5, 0), "backoff": 0.1, "lease": 1} | changes
-    first = settings.pop("first", [])
+    first, same = settings.pop("first", []), settings.pop("same", False)
+
+    def keys(params, seed):
+        return [f"x is {params['x']}"] if same else []
 
     def compose(number, params, label, context):
         if params["x"] == 99:
@@ -39,7 +45,7 @@ def sweep(*arguments: str, pruner=None, seconds: float = 0, task=parabola, retur
     return run_sweep(
         Sweep(**settings),
         search(*(arguments or ["x=interval(0.0,2.0)"]), pruner=pruner, first=first),
-        Program(task, compose),
+        Program(task, compose, keys),
         tracker,
     )
 
@@ -51,6 +57,16 @@ def search(*arguments: str, pruner=None, first=()) -> Search:
         return optuna.samplers.RandomSampler(seed=100 * number + again)
 
     return Search(space, sampler, pruner or optuna.pruners.NopPruner(), list(first))
+
+
+def known(x: int, epochs: int = 5) -> None:
+    """A run that is recorded as done in MLflow, of the toy at this x."""
+    spool = Spool(Path("known") / str(x))
+    spool.start(f"run at {x}", {SAME: f"x is {x}"})
+    for epoch in range(1, epochs + 1):
+        spool.log_metrics({"value": -float(x) * epoch, "size": float(x)}, epoch)
+    spool.finish(State.DONE)
+    send(spool.folder, Tracker.open(None, "toy", "runs"))
 
 
 def study() -> optuna.Study:
@@ -211,6 +227,40 @@ def test_an_interrupted_sweep_leaves_nothing_running_and_goes_on(monkeypatch):
     sweep()
     assert states() == ["COMPLETE"] * 4
     assert parent_status() == "FINISHED"
+
+
+def test_what_others_ran_counts_at_no_cost_and_within_the_bounds():
+    for x in (2, 3, 4):
+        known(x)
+    goal = Goal(("value",), ("maximize",), at_most={"size": 3.5})
+    best = sweep("x=2,3,4", same=True, budget=Budget(epochs=1), goal=goal)
+    assert best == -10.0
+    trials = study().trials
+    assert [trial.values for trial in trials] == [[-10.0], [-15.0], [-20.0]]
+    assert trials[1].intermediate_values == {epoch: -3.0 * epoch for epoch in range(1, 6)}
+    assert [trial.system_attrs["constraints"] for trial in trials] == [[-1.5], [-0.5], [0.5]]
+    assert not ran()
+    [parent] = Tracker.open(None, "toy", "runs").sweeps("toy")
+    children = Tracker.open(None, "toy", "runs").children(parent.info.run_id)
+    assert [one.data.tags["sweep.state"] for one in children] == ["done"] * 3
+    assert sweep("x=2,3,4", same=True, budget=Budget(epochs=1), goal=goal) == -10.0  # read back
+
+
+def test_a_sampler_is_told_what_others_ran():
+    """Of points that the space draws by itself, one is known and the rest is run."""
+    drawn = [trial.params["x"] for trial in _drawn("x=range(0,50)", 4)]
+    known(drawn[1])
+    sweep("x=range(0,50)", same=True)
+    assert len(ran()) == 3
+    assert study().trials[1].value == -5.0 * drawn[1]
+    assert [trial.params["x"] for trial in study().trials] == drawn
+
+
+def _drawn(argument: str, count: int) -> list[optuna.trial.FrozenTrial]:
+    """What a sweep draws that runs all."""
+    runs = Path("elsewhere").resolve()
+    sweep(argument, n_trials=count, runs=runs, folder=runs / "toy", n_jobs=1)
+    return optuna.load_study(study_name="toy", storage=f"sqlite:///{runs}/optuna.db").trials
 
 
 def ran() -> dict[str, int]:
