@@ -18,6 +18,7 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python docs/reference.py --check
 
 # Ratios side by side, see docs/losses.md, training.md and sweeps.md; a quarter of an hour, on a machine that does nothing else.
 bench: $(VENV)/installed

@@ -10,6 +10,7 @@ import pytest
 import torch
 from ray.job_submission import JobStatus
 
+from docs import reference
 from tests.coco import write_folder
 from tests.sweeps.toy import with_failures
 
@@ -29,6 +30,22 @@ def commands(start: str) -> list[str]:
     """Every documented command that begins with `start`, comments cut off."""
     lines = [line.split("  #")[0].strip() for _, code in blocks("sh") for line in code.splitlines()]
     return sorted({line for line in lines if line.startswith(start)})
+
+
+def test_every_setting_stands_in_the_reference_with_its_meaning_and_what_is_searched():
+    sections = reference.files()
+    assert not reference.explain(sections)
+    assert reference.page(sections) == reference.PAGE.read_text()
+    text = reference.page(sections)
+    assert "| `gamma` | `2.0` | how far easy examples are weighed down; 0: not at all | `interval(0.5,4.0)` |" in text
+    assert "| `budget.hours` | `null` | while its command runs |" in text
+    assert "| `mu` | `0.02` | " in text
+
+
+def test_a_setting_without_a_meaning_is_named(tmp_path):
+    (tmp_path / "new.yaml").write_text("# A new loss.\n_target_: mine.New\nsharpness: 2\nweight: 1.0  # of it all\n")
+    sections = reference.files() | {"`loss/new=`": [reference.read(tmp_path / "new.yaml")]}
+    assert reference.explain(sections) == ["new.yaml: sharpness"]
 
 
 @pytest.mark.parametrize("command", commands("make"))
