@@ -2,7 +2,6 @@
 
 import inspect
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from ghm.parts import check
 from ghm.paths import plain
 from ghm.secrets import hidden
 from ghm.submission import pack_code
+from ghm.task import Task
 from ghm.tracking import SAME, Spool, Tracker
 from ghm.verbs.report import after_sweep
 from sweeps.composer import Composer
@@ -36,7 +36,7 @@ class Trainings:
 
     def __init__(self, settings: DictConfig, master: DictConfig, context: HydraContext, task: TaskFunction) -> None:
         self._master, self._settings = master, settings
-        self.task = _Task(inspect.unwrap(task))  # without what the command line wrapped around it
+        self.task = Task(inspect.unwrap(task))  # without what the command line wrapped around it
         self.folder, self.runs = Path(master.hydra.sweep.dir).resolve(), Path(master.runs)
         self.objective, self.seed, self.steps = master.objective, master.seed, master.epochs
         self.inputs: dict[str, set[str]] = {}  # what the trainings read: see `same.inputs`
@@ -154,13 +154,3 @@ def _states(sweep: Sweep) -> dict[str, str]:
     study = find(open_storage(sweep.storage, sweep.runs), sweep.name)
     trials = [] if study is None else study.get_trials(deepcopy=False)
     return {identity(one.params): known.state.value for one in trials for known in [trial_of(one)]}
-
-
-@dataclass(frozen=True)
-class _Task:
-    """What a slot runs; a plain config is sent to it in less time than OmegaConf's."""
-
-    function: TaskFunction
-
-    def __call__(self, config: dict[str, Any]) -> Any:
-        return self.function(OmegaConf.create(config))
