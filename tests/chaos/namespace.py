@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 GIB = 2**30
@@ -51,13 +52,17 @@ def run(command: list[str], seconds: float, gib: float = 12) -> subprocess.Compl
 def _bounded(gib: float) -> Path | None:
     """A new group of processes with so much memory; None where none can be made, and then nothing bounds it."""
     for root, limit in CGROUPS:
-        group = root / f"ghm-chaos-{os.getpid()}"
+        if not (root / "cgroup.procs").exists():  # else a folder there would bound nothing
+            continue
         try:
-            group.mkdir()
+            # Not by the number of a process: in namespaces of their own two have the same.
+            group = Path(tempfile.mkdtemp(prefix="ghm-chaos-", dir=root))
+        except OSError:
+            continue
+        try:
             (group / limit).write_text(str(int(gib * GIB)))
         except OSError:
-            if group.is_dir():
-                group.rmdir()
+            group.rmdir()
             continue
         return group
     return None
