@@ -26,7 +26,7 @@ class Wins:
 
 
 def matrix(sweep: SweepResult) -> dict[str, dict[str, Wins]]:
-    """By group and group; empty where no two trainings of two groups are equal in seed and all other settings.
+    """By group and group; empty where no two groups have several trainings that are equal in seed and all else.
 
     Settings that one of two groups does not have are left out; of trainings that are equal then, the mean counts.
     """
@@ -38,7 +38,7 @@ def matrix(sweep: SweepResult) -> dict[str, dict[str, Wins]]:
         own = [(params | {"seed": seed}, value) for seed, value in seeds.items()] if seeds else []
         runs.setdefault(groups[row["trial"]], []).extend(own or [(params, float(row[sweep.objective]))])
     found = {one: {other: _wins(sweep, runs[one], runs[other]) for other in runs if other != one} for one in runs}
-    return found if any(wins.pairs for row in found.values() for wins in row.values()) else {}
+    return found if any(wins.pairs > 1 for row in found.values() for wins in row.values()) else {}
 
 
 def _wins(

@@ -51,7 +51,9 @@ def test_who_is_ahead_is_counted_in_trainings_that_differ_in_nothing_else():
         ({"loss": "focal", "bins": nan, "lr": 1}, 0.45, "done"),
         ({"loss": "focal", "bins": nan, "lr": 2}, 0.1, "pruned"),
     ]
-    assert str(wins.matrix(result(own))["focal"]["ghm"]) == "1 of 1"  # .45 against a mean of .4
+    assert wins.matrix(result(own)) == {}  # one comparison is no table
+    more = [({"loss": "ghm", "bins": 5, "lr": 3}, 0.3, "done"), ({"loss": "focal", "bins": nan, "lr": 3}, 0.2, "done")]
+    assert str(wins.matrix(result(own + more))["focal"]["ghm"]) == "1 of 2"  # .45 against a mean of .4, .2 against .3
     seeds = {0: {0: 0.3, 1: 0.5}, 1: {0: 0.4, 1: 0.4}}
     replicated = result([({"loss": "ghm"}, 0.4, "done"), ({"loss": "focal"}, 0.4, "done")], seeds=seeds)
     assert str(wins.matrix(replicated)["ghm"]["focal"]) == "1 of 2"
