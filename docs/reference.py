@@ -58,7 +58,7 @@ def read(path: Path) -> File:
     lines = path.read_text().splitlines()
     first = next((place for place, line in enumerate(lines) if not line.startswith("#")), len(lines))
     said = [line.removeprefix("#").strip() for line in lines[:first] if not line.startswith("# @package")]
-    file = File(path, " ".join(filter(None, said)))
+    file = File(path, " ".join(" ".join(said).split()))
     if "# @package _global_" in lines[:1]:  # sets what is explained elsewhere
         return file
     above: list[tuple[int, str]] = []
