@@ -10,7 +10,7 @@ from typing import Any
 
 from ghm import provenance
 from ghm.nodes import Sight
-from ghm.tracking import SPOOL, Spool, agree, shared_view
+from ghm.tracking import SPOOL, Spool, agree, data_of, shared_view
 from sweeps.goal import Goal
 from sweeps.ledger import Trial
 from sweeps.replicates import Replicates
@@ -126,14 +126,7 @@ class Record:
         parent = self.key if self.seeds.count == 1 else self.key_of(trial.number)
         key = self.key_of(trial.number, replicate)
         spool.start(title(trial.number, label), tags | {"reused": there.info.run_id}, parent, key)
-        read = [(one.dataset, one.tags) for one in there.inputs.dataset_inputs]
-        spool.log_datasets(
-            [
-                {"name": data.name, "digest": data.digest, "context": tags[0].value, "profile": data.profile}
-                | {"source": json.loads(data.source)["config"]}
-                for data, tags in read
-            ]
-        )
+        spool.log_datasets([data_of(one) for one in there.inputs.dataset_inputs])
         spool.log_params(there.data.params | trial.params)
         for epoch, value in found.curve:
             last = epoch == found.curve[-1][0]

@@ -41,9 +41,7 @@ def matrix(sweep: SweepResult) -> dict[str, dict[str, Wins]]:
     return found if any(wins.pairs > 1 for row in found.values() for wins in row.values()) else {}
 
 
-def _wins(
-    sweep: SweepResult, one: list[tuple[dict[str, Any], float]], other: list[tuple[dict[str, Any], float]]
-) -> Wins:
+def _wins(sweep: SweepResult, one: Runs, other: Runs) -> Wins:
     shared = [set.intersection(*(set(params) for params, _ in runs)) for runs in (one, other)]
     keys = sorted(set.intersection(*shared))
     mine, theirs = (_cells(runs, keys) for runs in (one, other))

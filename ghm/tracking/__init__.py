@@ -2,7 +2,7 @@
 
 from mlflow.entities import Run as Record
 
-from ghm.tracking.client import SAME, Away, Point, Run, Tracker, waiting_at_most
+from ghm.tracking.client import SAME, Away, Point, Run, Tracker, data_of, waiting_at_most
 from ghm.tracking.mirror import agree
 from ghm.tracking.sender import Sender, waiting
 from ghm.tracking.shared_view import link, run_link, shared_view
@@ -19,6 +19,7 @@ __all__ = [
     "Spool",
     "Tracker",
     "agree",
+    "data_of",
     "link",
     "run_link",
     "shared_view",

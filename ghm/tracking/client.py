@@ -72,6 +72,13 @@ def _answering(final: Sequence[str] = FINAL) -> Iterator[None]:
         raise Away(hidden(str(error))) from error
 
 
+def data_of(read: DatasetInput) -> dict[str, str]:
+    """What `Run.log_datasets` was given of a data set, as MLflow has it."""
+    data, config = read.dataset, json.loads(read.dataset.source).get("config", "")
+    about = {"name": data.name, "digest": data.digest, "profile": data.profile}
+    return about | {"context": read.tags[0].value, "source": config}
+
+
 class Run:
     """One MLflow run being written."""
 
