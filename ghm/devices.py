@@ -6,8 +6,6 @@ from pathlib import Path
 
 import ray
 import torch
-from ray.exceptions import RayError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ghm import nodes
 
@@ -34,21 +32,9 @@ def possible(wanted: str, gpus: float) -> list[str]:
 
 @cache
 def _of_nodes(wanted: str, alive: tuple[str, ...]) -> list[str]:
-    asked = [
-        ray.remote(here)
-        .options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
-        .remote(wanted)
-        for node in alive
-    ]
+    asked = [nodes.ask(node, here, wanted) for node in alive]
     answered, _ = ray.wait(asked, num_returns=len(asked), timeout=nodes.ANSWER)
-    return [name for name in map(_answer, answered) if name]
-
-
-def _answer(reference: "ray.ObjectRef[str]") -> str:
-    try:
-        return str(ray.get(reference))
-    except RayError:
-        return ""
+    return [name for name in map(nodes.answer, answered) if name]
 
 
 @cache

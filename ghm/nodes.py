@@ -1,6 +1,7 @@
 """The nodes of the Ray cluster that is connected, and whether they all see the same folder."""
 
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -69,18 +70,23 @@ class Sight:
         """Whether every node that is alive now sees the folder; False while one has not answered."""
         alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]} - {self._here}
         for node in alive - self._asked.keys():
-            there = NodeAffinitySchedulingStrategy(node, soft=False)
-            ask = ray.remote(sees).options(num_cpus=0, scheduling_strategy=there)
-            self._asked[node] = ask.remote(self.folder, self.mark)
+            self._asked[node] = ask(node, sees, self.folder, self.mark)
         for node in alive - self._known.keys():
             done, _ = ray.wait([self._asked[node]], timeout=0)
             if done:
-                self._known[node] = _answer(done[0])
+                self._known[node] = bool(answer(done[0]))
         return all(self._known.get(node, False) for node in alive)
 
 
-def _answer(reference: Any) -> bool:
+def ask(node: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """The reference to what a function returns on the node of this id, whatever else runs there."""
+    there = NodeAffinitySchedulingStrategy(node, soft=False)
+    return ray.remote(function).options(num_cpus=0, scheduling_strategy=there).remote(*arguments)
+
+
+def answer(reference: Any) -> Any:
+    """What it returned; None from a node that is gone."""
     try:
-        return bool(ray.get(reference))
+        return ray.get(reference)
     except RayError:
-        return False
+        return None

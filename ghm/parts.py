@@ -219,7 +219,9 @@ def datasets(cfg: DictConfig) -> list[dict[str, str]]:
     return _datasets(OmegaConf.to_yaml(cfg.data, resolve=True), str(name))
 
 
+@cache
 def _digest(split: DetectionDataset) -> str:
+    """Once a process: COCO's annotations take seconds."""
     told = json.dumps([split.coco.dataset[kind] for kind in KINDS], default=str)
     return hashlib.sha256(told.encode()).hexdigest()[:16]
 

@@ -123,8 +123,7 @@ class Trainings:
         """How many of a trial's runs are among those that are done."""
         if not done:
             return 0
-        numbers = [seeds.seed(replicate) for replicate in range(seeds.count)]
-        runs = [overrides if seed is None else [*overrides, f"{seeds.key}={seed}"] for seed in numbers]
+        runs = [seeds.seeded(overrides, seeds.seed(replicate)) for replicate in range(seeds.count)]
         return sum(not done.isdisjoint(self.same(composer, run)) for run in runs)
 
     def _given(self, overrides: list[str]) -> list[str]:

@@ -30,7 +30,7 @@ class Composer:
 
     def compose(self, overrides: list[str]) -> DictConfig:
         """A job's config without Hydra's own node, which is that of the sweep, but for the job's overrides."""
-        parsed = [self._parsed(one) for one in overrides]
+        parsed = self._parsed(overrides)
         own, hydra = self._apart(parsed)
         cfg = copy.deepcopy(own)
         ConfigLoaderImpl._apply_overrides_to_config([one for one in parsed if not self._chooses(one)], cfg)
@@ -40,11 +40,12 @@ class Composer:
         HydraConfig.instance().cfg = hydra  # what `${hydra:...}` looks at
         return cfg
 
-    def _parsed(self, override: str) -> Override:
+    def _parsed(self, overrides: list[str]) -> list[Override]:
         """Once each: of a thousand trials most say the same, and Hydra takes milliseconds."""
-        if override not in self._known:
-            [self._known[override]] = self._parser.parse_overrides([override])
-        return self._known[override]
+        for override in overrides:
+            if override not in self._known:
+                [self._known[override]] = self._parser.parse_overrides([override])
+        return [self._known[override] for override in overrides]
 
     def _apart(self, parsed: list[Override]) -> tuple[DictConfig, DictConfig]:
         """The config with the files that are chosen, without what they say of their own search; and Hydra's node."""
@@ -73,7 +74,7 @@ class Composer:
 
     def searched(self, overrides: list[str]) -> dict[str, str]:
         """What the files that these overrides choose say of their own search, by full key."""
-        return own_ranges.take(copy.deepcopy(self._of_files(self._parser.parse_overrides(overrides))))
+        return own_ranges.take(copy.deepcopy(self._of_files(self._parsed(overrides))))
 
     def is_group(self, key: str) -> bool:
         """Whether a key chooses a file."""
@@ -82,7 +83,7 @@ class Composer:
 
     def _set(self, overrides: list[str]) -> DictConfig:
         """A copy in which they are set, which is also what `${hydra:...}` looks at."""
-        parsed = self._parser.parse_overrides(overrides)
+        parsed = self._parsed(overrides)
         cfg = copy.deepcopy(self._of_files(parsed))
         ConfigLoaderImpl._apply_overrides_to_config([one for one in parsed if not self._chooses(one)], cfg)
         cfg.hydra.overrides.task = overrides

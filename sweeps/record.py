@@ -91,8 +91,7 @@ class Record:
     def context(self, trial: Trial, replicate: int, hub: str, sight: Sight) -> dict[str, Any]:
         """What a run has to know to record itself and to report; `folder` is its place."""
         run = trial.run(replicate)
-        parent = self.key if self.seeds.count == 1 else self.key_of(trial.number)
-        keys = {"record": self.key_of(trial.number, replicate), "parent": parent}
+        keys = {"record": self.key_of(trial.number, replicate), "parent": self._above(trial)}
         seen = {"shared": sight.shared(), "mark": sight.mark, "epochs": run.epochs}
         about = {"run": self.seeds.run(trial.number, replicate), "folder": str(self.place(trial.number, replicate))}
         return {"name": self.name, "attempt": run.attempt, "hub": hub} | keys | seen | about
@@ -110,8 +109,7 @@ class Record:
         spool = Spool(self.trial(trial.number))
         if self.seeds.count == 1 or spool.state() == State.RUNNING:
             return
-        tags = {"sweep.name": self.name, "sweep.trial": trial.number, "sweep.params": json.dumps(trial.params)}
-        tags["sweep.replicates"] = self.seeds.count
+        tags = self._tags(trial) | {"sweep.replicates": self.seeds.count}
         Spool(self.trial(trial.number), spool.attempts() + 1).start(
             title(trial.number, label), tags, self.key, self.key_of(trial.number)
         )
@@ -120,12 +118,11 @@ class Record:
         """A run in whose place another one counts: what that one was, and came to, with its id as the tag `reused`."""
         place, there = self.place(trial.number, replicate), found.record
         spool = Spool(place, Spool(place).attempts() + 1)
-        tags = {"sweep.name": self.name, "sweep.trial": trial.number, "sweep.params": json.dumps(trial.params)}
+        tags = self._tags(trial)
         kept = ("dir", "settings", "machine", "mlflow.source.git.commit")
         tags |= {name: there.data.tags[name] for name in kept if name in there.data.tags}
-        parent = self.key if self.seeds.count == 1 else self.key_of(trial.number)
         key = self.key_of(trial.number, replicate)
-        spool.start(title(trial.number, label), tags | {"reused": there.info.run_id}, parent, key)
+        spool.start(title(trial.number, label), tags | {"reused": there.info.run_id}, self._above(trial), key)
         spool.log_datasets([data_of(one) for one in there.inputs.dataset_inputs])
         spool.log_params(there.data.params | trial.params)
         for epoch, value in found.curve:
@@ -155,11 +152,17 @@ class Record:
         if spool.state() == State.FAILED:
             return
         spool = Spool(self.trial(trial.number), max(spool.attempts(), 1))
-        tags = {"sweep.name": self.name, "sweep.trial": trial.number, "sweep.params": json.dumps(trial.params)}
         if spool.key is None:
-            spool.start(title(trial.number, label), tags, self.key, self.key_of(trial.number))
+            spool.start(title(trial.number, label), self._tags(trial), self.key, self.key_of(trial.number))
         spool.set_tags({"error": trial.error[-4000:]})
         spool.finish(State.FAILED)
+
+    def _tags(self, trial: Trial) -> dict[str, Any]:
+        return {"sweep.name": self.name, "sweep.trial": trial.number, "sweep.params": json.dumps(trial.params)}
+
+    def _above(self, trial: Trial) -> str:
+        """The key of the record that those of a trial's runs lie below."""
+        return self.key if self.seeds.count == 1 else self.key_of(trial.number)
 
     def key_of(self, number: int, replicate: int | None = None) -> str:
         """Of a trial's MLflow run, or of one of several below it."""

@@ -51,6 +51,13 @@ class Replicates:
         """None where the program's own seed stays as it is."""
         return None if self.count == 1 else self.first + replicate
 
+    def seeded(self, overrides: list[str], seed: int | None) -> list[str]:
+        """Those of a run, with its seed if it has one of its own."""
+        if seed is None:
+            return overrides
+        own = [one for one in overrides if one.split("=")[0].lstrip("+") != self.key]
+        return [*own, f"{self.key}={seed}"]
+
     def named(self, run: int) -> str:
         """As it is called in what a sweep says."""
         trial, replicate = self.of(run)

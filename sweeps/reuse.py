@@ -61,14 +61,15 @@ class Reuse:
             with waiting_at_most(5):
                 records = [one for key in self.keys(params, seed) for one in self.tracker.same(key)]
                 others = [one for one in records if one.data.tags.get("ghm.key") != own]
-                done = [one for one in others if one.data.tags.get("sweep.state") == State.DONE]
-                found = [self._done(one) for one in done if self._valued(one)]
+                ended = (one for one in others if one.data.tags.get("sweep.state") == State.DONE)
+                done = next(filter(self._valued, ended), None)
+                if done is not None:
+                    return self._done(done)
         except Away as error:
             log.warning("Nobody knows which trainings are done already (%s); running them", error)
             self._away = time.monotonic()
             return None
-        running = (Found(one, self.goal.objectives[0]) for one in others if _runs(one, time.time()))
-        return next(iter(found), None) or next(running, None)
+        return next((Found(one, self.goal.objectives[0]) for one in others if _runs(one, time.time())), None)
 
     def _valued(self, record: Record) -> bool:
         """Whether it has all that this sweep asks for, as a number."""

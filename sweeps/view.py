@@ -163,22 +163,22 @@ class View:
 
     def _cost_left(self) -> str:
         """In hours of GPUs, or else of CPUs, as long as the runs so far took of them."""
-        now = time.monotonic()
+        now, (done, left) = time.monotonic(), self._progress()
         kind = next((kind for kind in ("GPU", "CPU") if self.takes.get(kind)), None)
-        done = self._work + sum(one.share for one in self.running.values())
         if kind is None or done <= 0:
             return ""
         busy = self._busy + sum(now - one.begun for one in self.running.values() if one.share)
-        runs = max(self.left - sum(one.share for one in self.running.values()), 0.0)
-        return f"{runs * busy / done * self.takes[kind] / 3600:.2g} {kind}-hours"
+        return f"{left * busy / done * self.takes[kind] / 3600:.2g} {kind}-hours"
 
     def seconds_left(self) -> float | None:
         """From the pace so far, which counts the finished part of running trials; None before any."""
-        now = sum(trial.share for trial in self.running.values())
-        if self._work + now <= 0:
-            return None
-        pace = (time.monotonic() - self._begun) / (self._work + now)
-        return max(self.left - now, 0.0) * pace
+        done, left = self._progress()
+        return left * (time.monotonic() - self._begun) / done if done > 0 else None
+
+    def _progress(self) -> tuple[float, float]:
+        """Runs' worth of work that is done, and that is left."""
+        now = sum(one.share for one in self.running.values())
+        return self._work + now, max(self.left - now, 0.0)
 
     def render(self) -> Group:
         elapsed = f"{_clock(time.monotonic() - self._begun)} elapsed"

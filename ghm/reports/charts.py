@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 from html import escape
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,12 @@ import plotly.graph_objects as go
 from plotly.io import to_html
 
 from ghm.reports.comparison import Arm
-from ghm.reports.figures import PALETTE
-from ghm.reports.sweep import Curve, SweepResult
+from ghm.reports.figures import PALETTE, colors
+from ghm.reports.sweep import Curve, SweepResult, by_epoch
 from sweeps.charts import charts as optunas
 from sweeps.states import State
 
+HUES = PALETTE[:-1]  # without black, which is none by night
 MOST = 12  # configurations of which the seeds are shown
 # Without a background or colours of its own: the page gives them, by day and by night.
 LAYOUT = {"paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)", "title": None, "template": "none"}
@@ -82,10 +84,10 @@ def curves(sweep: SweepResult) -> go.Figure | None:
     known, groups = sweep.curves[sweep.objective], sweep.groups
     if not any(known.values()):
         return None
-    figure, color = go.Figure(), _colors(sweep)
+    figure, color = go.Figure(), colors(sweep, HUES)
     rivals = {arm.label: color[arm.group] for arm in sweep.rivals}
     if sweep.group is None:
-        rivals = {label: PALETTE[place % 6] for place, label in enumerate(rivals)}
+        rivals = {label: HUES[place % len(HUES)] for place, label in enumerate(rivals)}
     shown = {trial for arm in sweep.rivals for trial in arm.trials}
     states = dict(zip(sweep.trials["trial"], sweep.trials["state"], strict=True))
     for group in color:
@@ -128,15 +130,8 @@ def _band(figure: go.Figure, points: Sequence[tuple[int, float, float, float]], 
 
 def _means(found: Sequence[Curve]) -> list[tuple[int, float, float, float]]:
     """Epoch, mean, lowest and highest over seeds, as far as all of them go."""
-    if not found:
-        return []
     last = min((curve[-1][0] for curve in found if curve), default=0)
-    by_epoch: dict[int, list[float]] = {}
-    for curve in found:
-        for epoch, value in curve:
-            if epoch <= last:
-                by_epoch.setdefault(epoch, []).append(value)
-    return [(epoch, sum(of) / len(of), min(of), max(of)) for epoch, of in sorted(by_epoch.items())]
+    return [(epoch, fmean(of), min(of), max(of)) for epoch, of in by_epoch(found) if epoch <= last]
 
 
 def seeds(arms: Sequence[Arm], objective: str) -> go.Figure | None:
@@ -249,10 +244,6 @@ def cost(sweep: SweepResult, improved: Sequence[tuple[float, float, str]]) -> go
     figure.update_xaxes(title="minutes of training, all trials together", rangemode="tozero")
     figure.update_yaxes(title=f"best {sweep.objective} so far")
     return figure
-
-
-def _colors(sweep: SweepResult) -> dict[str, str]:
-    return {group: PALETTE[place % 6] for place, group in enumerate(sorted(set(sweep.groups.values())))}
 
 
 def _joined(found: Iterable[Curve]) -> dict[str, list[float | None]]:

@@ -1,6 +1,7 @@
 """Figures of a sweep. One style, colours that the colour-blind can tell apart (Okabe and Ito)."""
 
 import re
+from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
@@ -134,7 +135,12 @@ def _axes(height: float) -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
+def colors(sweep: SweepResult, palette: Sequence[str] = PALETTE) -> dict[str, str]:
+    """Of each group."""
+    return {group: palette[place % len(palette)] for place, group in enumerate(sorted(set(sweep.groups.values())))}
+
+
 def _colors(sweep: SweepResult) -> dict[int, str]:
-    groups = sweep.groups
-    order = sorted(set(groups.values()))
-    return {trial: PALETTE[order.index(group) % len(PALETTE)] for trial, group in groups.items()}
+    """Of each trial."""
+    of_group = colors(sweep)
+    return {trial: of_group[group] for trial, group in sweep.groups.items()}

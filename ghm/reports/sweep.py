@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -170,7 +171,9 @@ def load(tracker: Tracker, name: str, key: str | None = None) -> SweepResult:
         counted = [one for one in own_runs if one.data.tags.get("sweep.state") == State.DONE]
         if counted:
             seeds[trial] = {int(one.data.params["seed"]): one.data.metrics[objective] for one in counted}
-        curves[objective][trial] = _mean_curve(runs.get(trial) or [histories[run.info.run_id]])
+        curves[objective][trial] = [
+            (epoch, fmean(values)) for epoch, values in by_epoch(runs.get(trial) or [histories[run.info.run_id]])
+        ]
     if not rows:
         raise ValueError(f"hydra.sweeper.study_name={name}: no trial of this sweep has ended; run it on")
     columns = ["trial", "state", *goal.metrics, "val/AP50", "val/AP75", CHANCE, BATCH, "time/images_per_s"]
@@ -202,13 +205,13 @@ def _below(tracker: Tracker, parent: Record) -> tuple[list[Record], dict[str, li
     return below.pop(parent.info.run_id, []), below
 
 
-def _mean_curve(histories: list[list[tuple[int, float]]]) -> list[tuple[int, float]]:
-    """Over runs, as far as each goes."""
+def by_epoch(curves: Iterable[Curve]) -> list[tuple[int, list[float]]]:
+    """The values of several runs after each epoch, as far as each goes."""
     values: dict[int, list[float]] = {}
-    for history in histories:
-        for epoch, value in history:
+    for curve in curves:
+        for epoch, value in curve:
             values.setdefault(epoch, []).append(value)
-    return [(epoch, fmean(values[epoch])) for epoch in sorted(values)]
+    return sorted(values.items())
 
 
 def _about(parent: Record, children: list[Record]) -> dict[str, str]:

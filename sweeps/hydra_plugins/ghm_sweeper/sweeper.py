@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sweeps.goal import Values
     from sweeps.launch import Sweep
     from sweeps.replicates import Replicates
-    from sweeps.space import Params, Space
+    from sweeps.space import Space
 
 
 # Samplers that draw by their seed and the trials alone: one made anew for each trial is as good, and needs no history.
@@ -68,17 +68,17 @@ class GHMSweeper(Sweeper):
                 f"{seeds.key}: is swept, and hydra.sweeper.replicates runs each trial with seeds; drop one of them"
             )
         for probe in space.probes():
-            app.check(composer, _overrides(space, probe, seeds.key, seeds.seed(0)))
+            app.check(composer, seeds.seeded(space.overrides(probe), seeds.seed(0)))
         if settings.dry_run:
             app.show(composer, search, sweep)
             return None
 
         def compose(number: int, params: dict[str, Any], label: str, context: dict[str, Any]) -> Any:
-            overrides = _overrides(space, params, seeds.key, context.pop("seed"))
+            overrides = seeds.seeded(space.overrides(params), context.pop("seed"))
             return app.config(composer, overrides, number, label, params, context)
 
         def keys(params: dict[str, Any], seed: int | None) -> list[str]:
-            return app.same(composer, _overrides(space, params, seeds.key, seed)) if settings.reuse else []
+            return app.same(composer, seeds.seeded(space.overrides(params), seed)) if settings.reuse else []
 
         best, gaps = None, None
         try:
@@ -173,9 +173,3 @@ class GHMSweeper(Sweeper):
         except (InstantiationException, ValueError, TypeError) as error:
             reason = " ".join(str(error.__cause__ or error).split())
             raise ValueError(f"hydra.sweeper.{part}._target_={settings._target_}: cannot be made ({reason})") from error
-
-
-def _overrides(space: "Space", params: "Params", key: str, seed: int | None) -> list[str]:
-    """Of a run, with its seed if it is to have one of its own."""
-    own = [one for one in space.overrides(params) if seed is None or one.split("=")[0].lstrip("+") != key]
-    return own if seed is None else [*own, f"{key}={seed}"]
