@@ -48,8 +48,12 @@ class Rig:
         self._wait("127.0.0.1")
 
     def join(self, name: str, cpus: int, *options: str) -> None:
-        """Another node."""
-        own = [(folder, self.place / name / folder.name) for folder in self.apart]
+        """Another node.
+
+        It unpacks the code it is sent in a folder of its own: a node unpacks it anew, whoever already runs from there.
+        """
+        sent = (self.place / "session_latest").resolve() / "runtime_resources"
+        own = [(folder, self.place / name / folder.name) for folder in [*self.apart, sent]]
         self.joined += 1
         address = f"127.0.0.{self.joined}"
         self._start(name, address, cpus, [f"--address={ADDRESS}", *options], own)
