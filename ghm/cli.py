@@ -14,9 +14,9 @@ try:
 except ModuleNotFoundError as error:
     raise SystemExit(f"ghm: {error.name} is not installed; pip install 'ghm[sweep]' brings what it needs") from None
 
-from ghm import arguments
 from ghm.failure import Failed
 from ghm.secrets import hidden
+from ghm.settings import arguments
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 # Each a file in ghm/verbs/.

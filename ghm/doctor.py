@@ -16,10 +16,11 @@ import mlflow
 import ray
 import torch
 
-from ghm import nodes, provenance
+from ghm import provenance
 from ghm.cluster import connected
-from ghm.parts import check_writable
+from ghm.remote import nodes
 from ghm.secrets import hidden
+from ghm.settings.parts import check_writable
 from ghm.tracking import Tracker
 from sweeps.storage import open_storage
 

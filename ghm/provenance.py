@@ -17,9 +17,9 @@ from omegaconf import OmegaConf
 
 from ghm.secrets import hidden, without_secrets
 
-SOURCE = "source.json"  # beside this file, in code that was packed up: what `source` says
+SOURCE = "source.json"  # in the package's folder, in code that was packed up: what `source` says
 MOST = 1_000_000  # characters of a diff
-_HERE = Path(__file__).resolve().parent
+_PACKAGE = Path(__file__).resolve().parent
 PACKAGES = ("ghm", "torch", "torchvision", "ray", "hydra-core", "optuna", "mlflow", "pycocotools", "numpy")
 
 
@@ -28,7 +28,7 @@ def source() -> dict[str, str]:
 
     "unknown" and nothing outside of git. Code that was packed up has both with it.
     """
-    packed = _HERE / SOURCE
+    packed = _PACKAGE / SOURCE
     if packed.exists():
         found: dict[str, str] = json.loads(packed.read_text())
         return found
@@ -42,7 +42,7 @@ def source() -> dict[str, str]:
 
 
 def _git(*words: str) -> str:
-    command = ["git", "-C", str(_HERE.parent), *words]
+    command = ["git", "-C", str(_PACKAGE.parent), *words]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 

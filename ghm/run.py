@@ -14,17 +14,19 @@ from omegaconf import DictConfig
 from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from ghm import moved, nodes, provenance, same
-from ghm.carried import find_also
+from ghm import provenance
 from ghm.cluster import check_fits, connected
-from ghm.description import describe
 from ghm.failure import Failed, lost
-from ghm.group import fit
 from ghm.job import Job
-from ghm.parts import check
-from ghm.paths import absolute
 from ghm.provenance import write_atomically
-from ghm.resume import refuse_other
+from ghm.record import same
+from ghm.record.description import describe
+from ghm.record.resume import refuse_other
+from ghm.remote import moved, nodes
+from ghm.remote.carried import find_also
+from ghm.remote.group import fit
+from ghm.settings.parts import check
+from ghm.settings.paths import absolute
 from ghm.tracking import Sender, Spool, Tracker
 from ghm.worker import train_worker
 from sweeps.states import ENDS, State

@@ -9,15 +9,17 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from ghm import choices, plan, provenance, same
-from ghm.description import COMPARED
-from ghm.devices import possible
+from ghm import plan, provenance
 from ghm.failure import Failed
 from ghm.job import Job, group_sizes
-from ghm.parts import check
-from ghm.paths import plain
+from ghm.record import same
+from ghm.record.description import COMPARED
+from ghm.record.devices import possible
+from ghm.remote.submission import pack_code
 from ghm.secrets import hidden
-from ghm.submission import pack_code
+from ghm.settings import choices
+from ghm.settings.parts import check
+from ghm.settings.paths import plain
 from ghm.task import Task
 from ghm.tracking import SAME, Spool, Tracker
 from ghm.verbs.report import after_sweep

@@ -14,13 +14,14 @@ from ray.train.torch import get_device
 from ray.util import get_current_placement_group
 from torch import nn
 
-from ghm import moved, scoring
+from ghm import scoring
 from ghm.data import Data, train_loader, val_loader
 from ghm.failure import Lost
 from ghm.gradients import Watch, scalars
 from ghm.job import Job, Settings
-from ghm.parts import build, build_model, build_optimizer, recipe
+from ghm.remote import moved
 from ghm.scoring import Detection, Judgement
+from ghm.settings.parts import build, build_model, build_optimizer, recipe
 from ghm.tracking import Spool
 from ghm.training import checkpoint, engine
 from ghm.training.checkpoint import RunState

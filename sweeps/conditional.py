@@ -11,7 +11,7 @@ from itertools import product
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from optuna.distributions import check_distribution_compatibility
 
-from ghm.own_ranges import SEARCH
+from ghm.settings.own_ranges import SEARCH
 from sweeps.composer import Composer
 from sweeps.grammar import dimension
 from sweeps.space import Condition, Dimension, Space

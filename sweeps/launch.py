@@ -14,10 +14,10 @@ import optuna
 from omegaconf import OmegaConf
 from optuna.exceptions import ExperimentalWarning
 
-from ghm import nodes
 from ghm.cluster import connected
 from ghm.failure import Failed
-from ghm.nodes import Sight
+from ghm.remote import nodes
+from ghm.remote.nodes import Sight
 from ghm.tracking import Away, Sender, Tracker, link, waiting_at_most
 from sweeps import ledger as ledgers
 from sweeps import policy

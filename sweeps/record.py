@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from ghm import provenance
-from ghm.nodes import Sight
+from ghm.remote.nodes import Sight
 from ghm.tracking import SPOOL, Spool, agree, data_of, shared_view
 from sweeps.goal import Goal
 from sweeps.ledger import Trial

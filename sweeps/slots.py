@@ -18,10 +18,10 @@ from ray.util import remove_placement_group
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from ghm.carried import carried, find_also
 from ghm.cluster import check_fits
 from ghm.failure import lost
-from ghm.nodes import Sight
+from ghm.remote.carried import carried, find_also
+from ghm.remote.nodes import Sight
 from sweeps.goal import Values
 from sweeps.hub import Hub, Report
 from sweeps.policy import End

@@ -12,10 +12,11 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from ghm import own_ranges, provenance, run, scoring, worker
+from ghm import provenance, run, scoring, worker
 from ghm.data import shapes
 from ghm.job import Job
-from ghm.paths import CONF, absolute
+from ghm.settings import own_ranges
+from ghm.settings.paths import CONF, absolute
 from ghm.tracking import Sender, Spool, Tracker
 from ghm.tracking import spool as spooling
 from ghm.training import checkpoint

@@ -7,10 +7,10 @@ import hydra
 import pytest
 from omegaconf import DictConfig
 
-from ghm import own_ranges
 from ghm.job import Job
-from ghm.paths import CONF, absolute
-from ghm.resume import refuse_other
+from ghm.record.resume import refuse_other
+from ghm.settings import own_ranges
+from ghm.settings.paths import CONF, absolute
 
 
 def composed(*overrides: str) -> DictConfig:

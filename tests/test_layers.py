@@ -11,176 +11,95 @@ ROOT = Path(__file__).resolve().parents[1]
 TORCH = {"torch", "torchvision", "numpy", "PIL", "pycocotools"}
 # room -> (rooms of ours it may import, third-party packages it may import)
 ARROWS: dict[str, tuple[set[str], set[str]]] = {
+    "ghm/__init__.py": ({"ghm.reporting"}, set()),
+    "ghm/reporting.py": (set(), set()),
+    "ghm/secrets.py": (set(), set()),
+    "ghm/failure.py": (set(), set()),
+    "ghm/interval.py": (set(), {"scipy"}),
     "ghm/operators.py": (set(), {"torch", "torchvision"}),
     "ghm/losses": ({"ghm.losses"}, {"torch"}),
     "ghm/data": ({"ghm.data", "ghm.operators"}, TORCH),
     "ghm/models": ({"ghm.models", "ghm.operators"}, {"torch", "torchvision"}),
+    "ghm/gradients.py": ({"ghm.losses", "ghm.models"}, {"torch"}),
     "ghm/training": ({"ghm.training"}, {"torch"}),
     "ghm/scoring": ({"ghm.scoring"}, {"torch", "numpy", "pycocotools"}),
     "ghm/fetch.py": (set(), {"filelock", "pooch", "requests", "tenacity", "rich"}),
     "ghm/tracking": ({"ghm.secrets", "ghm.tracking", "sweeps.states"}, {"mlflow", "filelock", "tenacity"}),
-    "ghm/cluster.py": (set(), {"ray", "grpc"}),
-    "ghm/job.py": ({"ghm.provenance", "ghm.secrets"}, {"omegaconf"}),
-    "ghm/resume.py": ({"ghm.job", "ghm.parts"}, {"torch"}),
-    "ghm/choices.py": (set(), {"hydra", "omegaconf"}),
-    "ghm/own_ranges.py": (set(), {"omegaconf"}),
-    "ghm/__init__.py": ({"ghm.reporting"}, set()),
-    "ghm/reporting.py": (set(), set()),
-    "ghm/targets.py": (set(), {"hydra"}),
-    "ghm/plan.py": ({"ghm.tracking"}, set()),
-    "ghm/swept.py": (
-        {
-            "ghm.choices",
-            "ghm.description",
-            "ghm.devices",
-            "ghm.failure",
-            "ghm.job",
-            "ghm.parts",
-            "ghm.paths",
-            "ghm.plan",
-            "ghm.provenance",
-            "ghm.same",
-            "ghm.secrets",
-            "ghm.submission",
-            "ghm.task",
-            "ghm.tracking",
-            "ghm.verbs.report",
-            "sweeps.composer",
-            "sweeps.draw",
-            "sweeps.launch",
-            "sweeps.ledger",
-            "sweeps.replicates",
-            "sweeps.slots",
-            "sweeps.space",
-            "sweeps.storage",
-        },
-        {"hydra", "omegaconf"},
-    ),
-    "ghm/description.py": (
-        {"ghm.devices", "ghm.job", "ghm.parts", "ghm.provenance", "ghm.same", "ghm.tracking"},
-        {"omegaconf"},
-    ),
-    "ghm/same.py": ({"ghm.job", "ghm.parts"}, {"omegaconf"}),
-    "ghm/task.py": (set(), {"hydra", "omegaconf"}),
-    "ghm/devices.py": ({"ghm.nodes"}, {"ray", "torch"}),
-    "ghm/secrets.py": (set(), set()),
-    "ghm/failure.py": (set(), set()),
-    "ghm/paths.py": (set(), {"omegaconf"}),
-    "ghm/arguments.py": ({"ghm.paths"}, {"hydra"}),
     "ghm/provenance.py": ({"ghm.secrets"}, {"omegaconf"}),
-    "ghm/parts.py": (
-        {"ghm.data", "ghm.foreign", "ghm.job", "ghm.paths", "ghm.scoring", "ghm.targets", "ghm.training"},
+    "ghm/job.py": ({"ghm.provenance", "ghm.secrets"}, {"omegaconf"}),
+    "ghm/settings": (
+        {"ghm.data", "ghm.job", "ghm.scoring", "ghm.settings", "ghm.training"},
         {"torch", "hydra", "omegaconf"},
     ),
-    "ghm/recorded.py": ({"ghm.provenance", "ghm.tracking"}, {"yaml"}),
-    "ghm/interval.py": (set(), {"scipy"}),
-    "ghm/foreign.py": (set(), {"torch"}),
+    "ghm/cluster.py": (set(), {"ray", "grpc"}),
+    "ghm/remote": (
+        {
+            *("ghm.failure", "ghm.job", "ghm.provenance", "ghm.remote", "ghm.secrets", "ghm.settings.paths"),
+            *("ghm.tracking", "ghm.training"),
+        },
+        {"ray", "tenacity"},
+    ),
+    "ghm/remote/group.py": (
+        {"ghm.failure", "ghm.job", "ghm.remote", "ghm.tracking", "ghm.worker"},
+        {"ray", "torch"},
+    ),
+    "ghm/remote/submitted.py": ({"ghm.cli", "ghm.remote"}, set()),
+    "ghm/record": (
+        {"ghm.job", "ghm.provenance", "ghm.record", "ghm.remote.nodes", "ghm.settings.parts", "ghm.tracking"},
+        {"omegaconf", "ray", "torch", "yaml"},
+    ),
     "ghm/worker.py": (
         {
-            "ghm.data",
-            "ghm.failure",
-            "ghm.gradients",
-            "ghm.job",
-            "ghm.moved",
-            "ghm.parts",
-            "ghm.reports",
-            "ghm.scoring",
-            "ghm.tracking",
-            "ghm.training",
-            "sweeps.states",
+            *("ghm.data", "ghm.failure", "ghm.gradients", "ghm.job", "ghm.remote.moved", "ghm.reports"),
+            *("ghm.scoring", "ghm.settings.parts", "ghm.tracking", "ghm.training", "sweeps.states"),
         },
         {"torch", "ray"},
     ),
-    "ghm/gradients.py": ({"ghm.losses", "ghm.models"}, {"torch"}),
-    "ghm/carried.py": (set(), set()),
-    "ghm/nodes.py": ({"ghm.provenance"}, {"ray"}),
-    "ghm/moved.py": ({"ghm.failure", "ghm.job", "ghm.tracking", "ghm.training"}, {"tenacity"}),
-    "ghm/doctor.py": (
-        {
-            "ghm.cluster",
-            "ghm.nodes",
-            "ghm.parts",
-            "ghm.provenance",
-            "ghm.secrets",
-            "ghm.tracking",
-            "sweeps.storage",
-        },
-        {"mlflow", "ray", "torch"},
-    ),
-    "ghm/submission.py": ({"ghm.paths", "ghm.provenance", "ghm.secrets"}, set()),
-    "ghm/submitted.py": ({"ghm.cli", "ghm.submission"}, set()),
-    "ghm/verbs/submit.py": ({"ghm.carried", "ghm.failure", "ghm.submission"}, {"ray", "rich"}),
-    "ghm/group.py": ({"ghm.carried", "ghm.failure", "ghm.job", "ghm.tracking", "ghm.worker"}, {"ray", "torch"}),
     "ghm/run.py": (
         {
-            "ghm.carried",
-            "ghm.cluster",
-            "ghm.description",
-            "ghm.failure",
-            "ghm.group",
-            "ghm.job",
-            "ghm.moved",
-            "ghm.nodes",
-            "ghm.parts",
-            "ghm.paths",
-            "ghm.provenance",
-            "ghm.resume",
-            "ghm.same",
-            "ghm.tracking",
-            "ghm.worker",
-            "sweeps.states",
+            *("ghm.cluster", "ghm.failure", "ghm.job", "ghm.provenance", "ghm.record", "ghm.remote"),
+            *("ghm.settings.parts", "ghm.settings.paths", "ghm.tracking", "ghm.worker", "sweeps.states"),
         },
         {"ray", "omegaconf"},
+    ),
+    "ghm/task.py": (set(), {"hydra", "omegaconf"}),
+    "ghm/plan.py": ({"ghm.tracking"}, set()),
+    "ghm/swept.py": (
+        {
+            *("ghm.failure", "ghm.job", "ghm.plan", "ghm.provenance", "ghm.record", "ghm.remote.submission"),
+            *("ghm.secrets", "ghm.settings", "ghm.task", "ghm.tracking", "ghm.verbs.report"),
+            *("sweeps.composer", "sweeps.draw", "sweeps.launch", "sweeps.ledger", "sweeps.replicates"),
+            *("sweeps.slots", "sweeps.space", "sweeps.storage"),
+        },
+        {"hydra", "omegaconf"},
     ),
     "ghm/reports": (
         {"ghm.interval", "ghm.reports", "ghm.secrets", "ghm.tracking", "sweeps.charts", "sweeps.goal", "sweeps.states"},
         {"matplotlib", "pandas", "plotly", "scipy", "numpy", "jinja2", "rich", "yaml"},
     ),
+    "ghm/doctor.py": (
+        {
+            *("ghm.cluster", "ghm.provenance", "ghm.remote.nodes", "ghm.secrets", "ghm.settings.parts"),
+            *("ghm.tracking", "sweeps.storage"),
+        },
+        {"mlflow", "ray", "torch"},
+    ),
     "ghm/verbs": (
         {
-            "ghm",
-            "ghm.choices",
-            "ghm.data",
-            "ghm.doctor",
-            "ghm.failure",
-            "ghm.fetch",
-            "ghm.foreign",
-            "ghm.gradients",
-            "ghm.own_ranges",
-            "ghm.parts",
-            "ghm.paths",
-            "ghm.provenance",
-            "ghm.recorded",
-            "ghm.reports",
-            "ghm.run",
-            "ghm.scoring",
-            "ghm.secrets",
-            "ghm.tracking",
-            "ghm.training",
-            "ghm.verbs",
-            "sweeps.retry",
+            *("ghm.data", "ghm.doctor", "ghm.failure", "ghm.fetch", "ghm.gradients", "ghm.provenance"),
+            *("ghm.record", "ghm.reports", "ghm.run", "ghm.scoring", "ghm.secrets", "ghm.settings", "ghm.tracking"),
+            *("ghm.training", "ghm.verbs", "sweeps.retry"),
         },
         {"hydra", "numpy", "omegaconf", "rich", "torch"},
     ),
-    "ghm/cli.py": ({"ghm.arguments", "ghm.failure", "ghm.secrets", "ghm.verbs"}, {"hydra", "omegaconf"}),
+    "ghm/verbs/submit.py": ({"ghm.failure", "ghm.remote"}, {"ray", "rich"}),
+    "ghm/cli.py": ({"ghm.failure", "ghm.secrets", "ghm.settings.arguments", "ghm.verbs"}, {"hydra", "omegaconf"}),
     "ghm/__main__.py": ({"ghm.cli"}, set()),
     "sweeps/states.py": (set(), set()),
     "sweeps": (
         {
-            "sweeps",
-            "ghm.carried",
-            "ghm.choices",
-            "ghm.cluster",
-            "ghm.failure",
-            "ghm.interval",
-            "ghm.job",
-            "ghm.nodes",
-            "ghm.own_ranges",
-            "ghm.provenance",
-            "ghm.reporting",
-            "ghm.secrets",
-            "ghm.targets",
-            "ghm.tracking",
+            *("sweeps", "ghm.cluster", "ghm.failure", "ghm.interval", "ghm.job", "ghm.provenance", "ghm.remote"),
+            *("ghm.reporting", "ghm.secrets", "ghm.settings", "ghm.tracking"),
         },
         {
             *("hydra_plugins", "optuna", "optuna_dashboard", "plotly", "ray", "hydra", "omegaconf"),
@@ -188,6 +107,7 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
         },
     ),
 }
+ROOMS = ("ghm.settings", "ghm.record", "ghm.remote")  # of which single files are meant
 BARE = ("losses", "data", "models", "training", "training.engine", "training.checkpoint", "scoring")
 
 
@@ -199,8 +119,8 @@ def imports(file: Path) -> set[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file}: relative import"
-            plain = {f"ghm.{alias.name}" for alias in node.names} if node.module == "ghm" else {node.module or ""}
-            found |= plain
+            whole = node.module in ("ghm", *ROOMS)
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} if whole else {node.module or ""}
     return found
 
 
@@ -226,7 +146,7 @@ def test_only_the_doors_see_mlflow_optuna_and_ray_train():
     doors = {
         "mlflow": ("ghm/tracking/", "ghm/doctor.py"),  # which asks for its version
         "optuna": "sweeps/",
-        "ray.train": ("ghm/worker.py", "ghm/group.py", "ghm/run.py"),
+        "ray.train": ("ghm/worker.py", "ghm/remote/group.py", "ghm/run.py"),
     }
     for file in sources():
         for package, door in doors.items():

@@ -11,9 +11,9 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from ghm import choices, own_ranges
-from ghm.paths import CONF
 from ghm.provenance import record
+from ghm.settings import choices, own_ranges
+from ghm.settings.paths import CONF
 
 # Hydra 1.3 asks whose defaults are meant; from 1.4 on they are its own.
 BASE: dict[str, Any] = {"version_base": "1.3"} if hydra.__version__.startswith("1.3.") else {}

@@ -10,8 +10,8 @@ from omegaconf import DictConfig
 
 from ghm.data import Data, DetectionDataset
 from ghm.data.dataset import Origin
-from ghm.parts import build
-from ghm.paths import absolute
+from ghm.settings.parts import build
+from ghm.settings.paths import absolute
 from ghm.verbs import composed, table
 
 SHOWN = 12  # images on the contact sheet

@@ -7,7 +7,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from ghm import fetch
-from ghm.paths import expanded
+from ghm.settings.paths import expanded
 
 
 def main() -> None:

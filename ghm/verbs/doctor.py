@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from ghm.doctor import Asked, Finding, Level, examine
-from ghm.paths import absolute
+from ghm.settings.paths import absolute
 from ghm.verbs import composed
 
 MARKS = {Level.FINE: "[green]ok[/]     ", Level.DOUBTFUL: "[yellow]doubtful[/]", Level.BROKEN: "[red]broken[/]  "}

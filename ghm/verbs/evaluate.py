@@ -10,9 +10,9 @@ from torch import nn
 
 from ghm import scoring
 from ghm.data import Data, val_loader
-from ghm.parts import build, build_model, from_recipe
-from ghm.paths import absolute
 from ghm.scoring import Judgement
+from ghm.settings.parts import build, build_model, from_recipe
+from ghm.settings.paths import absolute
 from ghm.training import checkpoint
 from ghm.verbs import composed, table
 

@@ -6,8 +6,8 @@ from omegaconf import DictConfig
 
 from ghm import gradients
 from ghm.data import Data, some_loader
-from ghm.parts import build, from_recipe
-from ghm.paths import absolute
+from ghm.settings.parts import build, from_recipe
+from ghm.settings.paths import absolute
 from ghm.training import checkpoint
 from ghm.verbs import composed
 from ghm.verbs.evaluate import chosen_device, load_model

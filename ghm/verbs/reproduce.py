@@ -4,11 +4,12 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from ghm import foreign, parts, recorded
 from ghm.failure import Failed
-from ghm.paths import CONF, absolute
-from ghm.recorded import Recorded
+from ghm.record import recorded
+from ghm.record.recorded import Recorded
 from ghm.run import train
+from ghm.settings import foreign, parts
+from ghm.settings.paths import CONF, absolute
 from ghm.tracking import Tracker
 from ghm.verbs import composed
 

@@ -14,9 +14,9 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from rich.console import Console
 from rich.table import Table
 
-from ghm import submission
-from ghm.carried import carried
 from ghm.failure import Failed
+from ghm.remote import submission
+from ghm.remote.carried import carried
 
 # Ray's, which say each step of a submission, and set their own level when they are imported.
 CHATTY = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
@@ -105,7 +105,7 @@ def submit(client: JobSubmissionClient, command: list[str], names: list[str], cw
         submission.pack(Path(folder), command, variables, cwd)
         try:
             job: str = client.submit_job(
-                entrypoint="python -m ghm.submitted",
+                entrypoint="python -m ghm.remote.submitted",
                 submission_id=name,
                 runtime_env={"working_dir": folder, "env_vars": {"PYTHONUNBUFFERED": "1"}},
                 metadata={"command": submission.shown(command)},

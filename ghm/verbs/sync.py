@@ -5,7 +5,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from ghm.failure import Failed
-from ghm.paths import absolute
+from ghm.settings.paths import absolute
 from ghm.tracking import SPOOL, Sender, Tracker, waiting
 from ghm.verbs import composed
 

@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from optuna.pruners import BasePruner
 from optuna.trial import TrialState
 
-from ghm import targets
+from ghm.settings import targets
 
 with (Path(__file__).resolve().parents[1] / "sweeps" / "curves.csv").open() as file:
     CURVES = [[float(value) for value in row[4:]] for row in list(csv.reader(file))[1:]]

@@ -11,10 +11,10 @@ from hydra.utils import get_class
 from hydra_plugins.ghm_sweeper.config import FOLDER
 from omegaconf import OmegaConf
 
-from ghm import own_ranges, targets
 from ghm.losses import MMDET
-from ghm.parts import build, build_model, build_optimizer
-from ghm.paths import CONF
+from ghm.settings import own_ranges, targets
+from ghm.settings.parts import build, build_model, build_optimizer
+from ghm.settings.paths import CONF
 from tests.models.scenes import batch
 
 SWEPT = {"loss.cls.bins": "loss=ghm", "loss.cls.momentum": "loss=ghm", "loss.cls.strength": "loss=ghm"}

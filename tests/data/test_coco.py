@@ -9,9 +9,10 @@ from unittest.mock import Mock
 import pytest
 import torch
 
-from ghm import data, targets
+from ghm import data
 from ghm.data import annotations
 from ghm.scoring import score
+from ghm.settings import targets
 from tests.coco import CONTENT, LACKING, changed, save, write_content
 
 

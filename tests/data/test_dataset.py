@@ -8,9 +8,9 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from ghm import targets
 from ghm.data.annotations import index
 from ghm.data.dataset import DetectionDataset
+from ghm.settings import targets
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "data" / "augment"
 AUGMENTS = sorted(file.stem for file in CONF.glob("*.yaml"))

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ghm import targets
 from ghm.data import shapes, train_loader, val_loader
 from ghm.data.loader import Batches, collate
+from ghm.settings import targets
 
 WIDE = [True, False, True, True, False, True, False, True, True, True, False, True, True, True, False, True, True]
 

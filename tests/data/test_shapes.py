@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from ghm import targets
 from ghm.data import shapes
 from ghm.data.shapes import CLASSES, draw
+from ghm.settings import targets
 
 
 def content(dataset):

@@ -12,7 +12,7 @@ from sweeps.goal import Goal
 TRACEBACK = """Traceback (most recent call last):
   File "/ghm/worker.py", line 52, in train
     build()
-  File "/ghm/parts.py", line {line}, in build
+  File "/ghm/settings/parts.py", line {line}, in build
     raise error
 {error}"""
 AP = Goal(("val/AP",), ("maximize",))

@@ -9,8 +9,8 @@ import hydra
 import pytest
 import yaml
 
-from ghm.paths import CONF
 from ghm.reports import published, sweep
+from ghm.settings.paths import CONF
 from ghm.tracking import Sender, Spool, Tracker
 
 TABLES = yaml.safe_load(published.TABLES.read_text())

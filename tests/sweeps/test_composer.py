@@ -10,8 +10,8 @@ from hydra.errors import ConfigCompositionException
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from ghm import own_ranges
-from ghm.paths import CONF
+from ghm.settings import own_ranges
+from ghm.settings.paths import CONF
 from sweeps.composer import Composer
 
 

@@ -13,9 +13,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import setup_globals
 from hydra.types import RunMode
 
-from ghm import targets
-from ghm.parts import check
-from ghm.paths import CONF
+from ghm.settings import targets
+from ghm.settings.parts import check
+from ghm.settings.paths import CONF
 from sweeps.composer import Composer
 from sweeps.conditional import widen
 from sweeps.grammar import parse

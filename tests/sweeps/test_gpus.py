@@ -6,10 +6,10 @@ from pathlib import Path
 import hydra
 import pytest
 
-from ghm import own_ranges
-from ghm.group import fit
 from ghm.job import Job
-from ghm.paths import CONF, absolute
+from ghm.remote.group import fit
+from ghm.settings import own_ranges
+from ghm.settings.paths import CONF, absolute
 from sweeps.slots import Resources
 from tests.sweeps.test_launch import sweep
 from tests.sweeps.toy import visible_gpus

@@ -12,8 +12,8 @@ from hydra_plugins.ghm_sweeper.sweeper import REPEATABLE
 from scipy.stats.qmc import discrepancy
 from sqlalchemy import text
 
-from ghm import targets
-from ghm.paths import CONF
+from ghm.settings import targets
+from ghm.settings.paths import CONF
 from sweeps import ledger as ledgers
 from sweeps.draw import Search
 from sweeps.grammar import parse

@@ -13,7 +13,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_config_search_path
 from omegaconf import DictConfig
 
-from ghm.paths import CONF
+from ghm.settings.paths import CONF
 from ghm.tracking import Spool
 from sweeps import ledger as ledgers
 from sweeps.draw import Search

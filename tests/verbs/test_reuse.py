@@ -11,9 +11,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from mlflow.tracking import MlflowClient
 
-from ghm import same
 from ghm.job import Job
-from ghm.paths import CONF, absolute
+from ghm.record import same
+from ghm.settings.paths import CONF, absolute
 from ghm.tracking import Spool, Tracker
 from sweeps import reuse
 from sweeps.goal import Goal
@@ -155,7 +155,7 @@ def test_code_of_ones_own_counts_and_a_group_that_changes_its_size_is_like_no_ot
 
 
 def test_images_count_by_their_size_and_time_and_not_by_where_they_lie(tmp_path):
-    from ghm import parts
+    from ghm.settings import parts
 
     write_content(tmp_path / "data")
     data = ("data=coco_folder", f"data.root={tmp_path / 'data'}", "data.allow_overlap=true")
@@ -210,7 +210,7 @@ def test_what_a_sweep_waits_for_counts_once_it_is_done(ghm, capsys, monkeypatch)
     from threading import Timer
 
     monkeypatch.setattr("sweeps.controller.ASK", 0.2)
-    monkeypatch.setattr("ghm.same.key", lambda job, device: "k" if job.settings.seed == 1 else "other")
+    monkeypatch.setattr("ghm.record.same.key", lambda job, device: "k" if job.settings.seed == 1 else "other")
     tracker = Tracker.open(None, "ghm", "runs")
     spool = record(tracker, "one")
 

@@ -150,7 +150,7 @@ class GHMSweeper(Sweeper):
         """The sampler or the pruner; ValueError where there is none of that name, or its keys do not fit."""
         from optuna.exceptions import ExperimentalWarning
 
-        from ghm.targets import call
+        from ghm.settings.targets import call
         from sweeps.ledger import violations
 
         settings = self.settings[part]

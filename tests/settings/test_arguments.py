@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from ghm.arguments import read
+from ghm.settings.arguments import read
 
 
 def value(word: str):

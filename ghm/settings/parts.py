@@ -15,11 +15,12 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 from torch.optim import Optimizer
 
-from ghm import foreign, scoring, targets
+from ghm import scoring
 from ghm.data import Data, DetectionDataset
 from ghm.data.loader import Batches
 from ghm.job import group_sizes
-from ghm.paths import expanded
+from ghm.settings import foreign, targets
+from ghm.settings.paths import expanded
 from ghm.training.engine import AMP, moving_average
 
 # Choices of files in conf/, which Hydra writes with a slash.

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from ghm import provenance, submission
-from ghm.carried import carried
+from ghm import provenance
+from ghm.remote import submission
+from ghm.remote.carried import carried
 
 SECRET = "hydra.sweeper.storage=postgresql+psycopg2://me:hunter2@host/db"
 
@@ -35,7 +36,7 @@ def test_a_package_holds_code_configuration_and_the_command_and_nothing_else(tmp
 
 def test_code_that_was_packed_up_knows_what_it_is(tmp_path, monkeypatch):
     (tmp_path / provenance.SOURCE).write_text(json.dumps({"commit": "abc-dirty", "diff": "+ a line"}))
-    monkeypatch.setattr(provenance, "_HERE", tmp_path)
+    monkeypatch.setattr(provenance, "_PACKAGE", tmp_path)
     assert provenance.source() == {"commit": "abc-dirty", "diff": "+ a line"}
 
 

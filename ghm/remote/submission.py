@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ghm import provenance
-from ghm.paths import CONF
 from ghm.secrets import hidden
+from ghm.settings.paths import CONF
 
 LIMIT = 100 * 2**20  # bytes: Ray's dashboard takes no larger package
-ORDER = "order.json"  # beside this file in a package: what to run there
+ORDER = "order.json"  # in the package's folder where it is packed up: what to run there
 PACKED = ("*.py", "*.yaml", "*.j2")
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from ghm.job import PLACE, Job, canonical
-from ghm.parts import build, build_optimizer
+from ghm.settings.parts import build, build_optimizer
 
 STEPS = 10  # an epoch, when schedules are compared
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import ray
 import torch
 
-from ghm import nodes
+from ghm.remote import nodes
 
 CPU = "CPU: "
 

@@ -13,9 +13,9 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
 from torch.distributed import DistError
 
-from ghm.carried import carried
 from ghm.failure import Lost, lost
 from ghm.job import Job
+from ghm.remote.carried import carried
 from ghm.tracking import Spool
 from ghm.worker import epoch_line
 

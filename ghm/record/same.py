@@ -10,19 +10,19 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ghm import parts
 from ghm.job import Job, canonical
+from ghm.settings import parts
 
 # What decides a run's numbers of our own code; the rest starts runs, records them and shows them.
-ROOMS = ("losses", "models", "data", "training", "scoring", "operators.py", "parts.py", "worker.py")
+ROOMS = ("losses", "models", "data", "training", "scoring", "operators.py", "settings/parts.py", "worker.py")
 VERSIONS = ("torch", "torchvision", "numpy", "pillow", "pycocotools")
 # Settings that change no number: which metric a sweep is after, and where the data lie, as their contents count.
 ELSEWHERE = ("objective", "data.root", "device")
-_HERE = Path(__file__).resolve().parent
+_PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def key(job: Job, device: str) -> str | None:
-    """Equal for runs of equal numbers, on a device as `ghm.devices` names it.
+    """Equal for runs of equal numbers, on a device as `ghm.record.devices` names it.
 
     None where it cannot be told: for a group of workers that changes its size.
     """
@@ -68,7 +68,7 @@ def refuse_changed(job: Job, before: str | None) -> None:
 @cache
 def code() -> str:
     """Of the source that decides a run's numbers; once in a process, as what is edited later it does not run."""
-    return _source([_HERE / room for room in ROOMS])
+    return _source([_PACKAGE / room for room in ROOMS])
 
 
 def _modules(settings: dict[str, Any]) -> dict[str, str]:

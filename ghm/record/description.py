@@ -5,8 +5,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from ghm import devices, parts, provenance, same
+from ghm import provenance
 from ghm.job import Job
+from ghm.record import devices, same
+from ghm.settings import parts
 from ghm.tracking import SAME, Spool
 
 # Settings that are columns of MLflow's table of runs; so are the losses', and what a command or a sweep gave.

@@ -4,12 +4,12 @@ import json
 import os
 from pathlib import Path
 
-from ghm.submission import ORDER
+from ghm.remote.submission import ORDER
 
 
 def main() -> None:
     """ValueError where the command's folder is not there."""
-    order = json.loads((Path(__file__).parent / ORDER).read_text())
+    order = json.loads((Path(__file__).parents[1] / ORDER).read_text())
     os.environ.update(order["environment"])
     try:
         os.chdir(order["cwd"])

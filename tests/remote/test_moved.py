@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from ghm import moved, run
+from ghm import run
 from ghm.failure import Lost
+from ghm.remote import moved
 from ghm.tracking import Away
 from ghm.training import checkpoint
 from ghm.training.schedule import one_cycle

@@ -9,7 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 
-from ghm.paths import PATHS, expanded
+from ghm.settings.paths import PATHS, expanded
 
 GRAMMAR = "()[]{}'\"\\"  # a value with one of these is meant for Hydra
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ghm import nodes
+from ghm.remote import nodes
 
 
 def test_a_folder_is_known_by_its_mark(tmp_path):
