@@ -114,7 +114,7 @@ def told(planned: Sequence[Planned], first: int | None, needs: Need | None, slot
     for one in planned:
         states[one.state] += 1
     counts = ", ".join(f"{number} {state}" for state, number in states.items())
-    lines = [f"{len(planned)} trials: {counts}"]
+    lines = [f"{len(planned)} trial{'s' if len(planned) != 1 else ''}: {counts}"]
     seeds = max((one.runs for one in planned), default=1)
     if first is not None:
         lines = [f"{first} trials, of which these would be the first {len(planned)} as long as nothing is known of any"]

@@ -45,7 +45,10 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
     ),
     "ghm/remote/submitted.py": ({"ghm.cli", "ghm.remote"}, set()),
     "ghm/record": (
-        {"ghm.job", "ghm.provenance", "ghm.record", "ghm.remote.nodes", "ghm.settings.parts", "ghm.tracking"},
+        {
+            *("ghm.job", "ghm.provenance", "ghm.record", "ghm.remote.nodes", "ghm.secrets", "ghm.settings.parts"),
+            "ghm.tracking",
+        },
         {"omegaconf", "ray", "torch", "yaml"},
     ),
     "ghm/worker.py": (

@@ -47,10 +47,7 @@ def of_folder(folder: Path) -> Recorded:
 
 def of_mlflow(tracker: Tracker, run_id: str) -> Recorded:
     """ValueError for a run that the tracker does not hold, or that is no training."""
-    record = tracker.record(run_id)
-    with tempfile.TemporaryDirectory() as folder:
-        paths = tracker.download(record.data.tags.get("ghm.key", ""), "config", Path(folder))
-        texts = {f"config/{path.name}": path.read_text() for path in paths}
+    record, texts = tracker.record(run_id), _texts(tracker, run_id)
     metrics: Steps = {}
     for name in record.data.metrics:
         for step, value in tracker.history(run_id, name):
@@ -59,16 +56,35 @@ def of_mlflow(tracker: Tracker, run_id: str) -> Recorded:
     return _made(run_id, texts, record.data.tags, data, metrics)
 
 
+def config_of(tracker: Tracker, run_id: str) -> dict[str, Any]:
+    """Of `of_mlflow`, the resolved config alone."""
+    return _config(run_id, _texts(tracker, run_id))
+
+
+def _texts(tracker: Tracker, run_id: str) -> dict[str, str]:
+    """What the run recorded of its config, by path."""
+    with tempfile.TemporaryDirectory() as folder:
+        paths = tracker.download(tracker.record(run_id).data.tags.get("ghm.key", ""), "config", Path(folder))
+        return {f"config/{path.name}": path.read_text() for path in paths}
+
+
+def _config(where: str, texts: Mapping[str, str]) -> dict[str, Any]:
+    try:
+        config = yaml.safe_load(texts["config/config.yaml"])
+    except (KeyError, yaml.YAMLError) as error:
+        raise ValueError(f"run={where}: recorded no config of a training ({error}); give one that did") from error
+    return dict(config)
+
+
 def _made(
     where: str, texts: Mapping[str, str], tags: Mapping[str, str], data: dict[str, str], metrics: Steps
 ) -> Recorded:
     try:
-        config = yaml.safe_load(texts["config/config.yaml"])
         packages = json.loads(texts["config/packages.json"])
-    except (KeyError, ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"run={where}: recorded no config of a training ({error}); give one that did") from error
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"run={where}: recorded no versions of packages ({error}); give one that did") from error
     commit = tags.get("mlflow.source.git.commit", "unknown")
-    return Recorded(config, commit, texts.get("config/source.diff", ""), packages, data, metrics)
+    return Recorded(_config(where, texts), commit, texts.get("config/source.diff", ""), packages, data, metrics)
 
 
 def differences(recorded: Recorded, data: Mapping[str, str]) -> list[str]:

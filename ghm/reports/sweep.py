@@ -42,6 +42,7 @@ class SweepResult:
     about: dict[str, str]  # when, by whom, on what, by which command
     seeds: dict[int, dict[int, float]] = field(default_factory=dict)  # of trials of several runs: objective by seed
     runs: dict[int, list[Curve]] = field(default_factory=dict)  # and the curve of each run, of the first objective
+    recorded: dict[int, str] = field(default_factory=dict)  # id of the run that recorded the config, by trial
 
     @property
     def objective(self) -> str:
@@ -145,6 +146,7 @@ def load(tracker: Tracker, name: str, key: str | None = None) -> SweepResult:
     keys: dict[str, None] = {}  # in order of appearance
     seeds: dict[int, dict[int, float]] = {}
     runs: dict[int, list[Curve]] = {}
+    recorded: dict[int, str] = {}
     children, below = _below(tracker, parent)
     with ThreadPoolExecutor(AT_ONCE) as threads:
         of_run = threads.map(
@@ -163,6 +165,8 @@ def load(tracker: Tracker, name: str, key: str | None = None) -> SweepResult:
         own = {key: float(value) for key, value in run.data.params.items() if key in (CHANCE, BATCH)}
         rows.append(row | {"run_id": run.info.run_id, "error": error} | params | run.data.metrics | own)
         own_runs = below.get(run.info.run_id, [])
+        first = own_runs[0] if own_runs else run
+        recorded[trial] = first.data.tags.get("reused", first.info.run_id)
         if own_runs:
             minutes = [(one.info.end_time - one.info.start_time) / 60_000 for one in own_runs if one.info.end_time]
             rows[-1]["minutes"] = sum(minutes)
@@ -193,6 +197,7 @@ def load(tracker: Tracker, name: str, key: str | None = None) -> SweepResult:
         _about(parent, children),
         seeds,
         runs,
+        recorded,
     )
 
 

@@ -3,7 +3,7 @@
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 
-GROUPS = ("data", "model", "loss", "loss/cls", "loss/box", "optimizer", "schedule")
+GROUPS = ("data", "data/augment", "model", "loss", "loss/cls", "loss/box", "optimizer", "schedule")
 
 
 def note(cfg: DictConfig) -> None:

@@ -150,6 +150,7 @@ class Tracker:
     def client(self) -> MlflowClient:
         """MLflow's own; making it opens a database."""
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # a line for each run that ends
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # a bar for each file that is fetched
         return MlflowClient(tracking_uri=self.uri)
 
     @classmethod

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from ghm.provenance import record
@@ -30,10 +32,18 @@ def name_run() -> None:
 
 def of_sweep(overrides: list[str]) -> DictConfig:
     """The config of a sweep that is not run now, with Hydra's own node."""
-    with hydra.initialize_config_dir(str(CONF), **BASE):
-        config = hydra.compose("train", overrides, return_hydra_config=True)
+    config = training(overrides)
     HydraConfig.instance().set_config(config)
     return config
+
+
+def training(overrides: list[str]) -> DictConfig:
+    """What `ghm train` would compose, with Hydra's own node, and with the files that the command which runs finds."""
+    if GlobalHydra.instance().is_initialized():
+        loader = GlobalHydra.instance().config_loader()
+        return loader.load_configuration("train", overrides, RunMode.RUN, from_shell=False)
+    with hydra.initialize_config_dir(str(CONF), **BASE):
+        return hydra.compose("train", overrides, return_hydra_config=True)
 
 
 def _prefer_own_plugin() -> None:

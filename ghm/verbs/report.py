@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from ghm.failure import Failed
+from ghm.record import best, recorded
 from ghm.reports import page, published, sweep
 from ghm.tracking import SPOOL, Away, Spool, Tracker, link, run_link, shared_view, waiting
 from ghm.verbs import composed, table
@@ -43,12 +44,29 @@ def report(config: DictConfig) -> None:
     where = [f"Page:      {path}", f"MLflow UI: {link(tracker.uri, tracker.experiment_id, result.key)}"]
     if tracker.local:
         where.insert(1, f"Serve it:  {page.ui_command(tracker)}")
+    if (kept := _keep_best(result, tracker, Path(config.runs) / "conf")) is not None:
+        where.append(f"Settings:  {kept}")
     for line in (page.verdict(result), *where):
         console.print(line, soft_wrap=True, highlight=False)
     if not len(result.done):
         raise Failed("no trial finished; the page lists what they failed of")
     if not result.learned:
         raise Failed("no trial beats boxes placed without looking at the image; train longer or check the data")
+
+
+def _keep_best(result: sweep.SweepResult, tracker: Tracker, folder: Path) -> str | None:
+    """Write the best configuration as a file of the group `best` in `folder`. Where it is and how it is used."""
+    if result.goal.several or not result.arms:
+        return None
+    arm = result.arms[0]
+    try:
+        made = recorded.config_of(tracker, result.recorded[arm.trials[0]])
+    except ValueError:  # no training of ours
+        return None
+    told = f"The best of the sweep {result.name}, {arm.label}: {result.objective} {page.shown(arm)}."
+    path = folder / best.GROUP / f"{result.name}.yaml"
+    best.write(made, composed.training, told, path)
+    return f"{path}; ghm train --config-dir {folder} +{best.GROUP}={result.name} has them"
 
 
 def _beside_the_paper(beside: published.Table, result: sweep.SweepResult, tracker: Tracker, folder: Path) -> None:

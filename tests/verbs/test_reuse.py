@@ -77,6 +77,10 @@ def test_a_grid_that_was_trained_is_known_and_of_a_changed_one_the_changed_point
     capsys.readouterr()
     assert ghm("plan", *grid[2:], "loss=ghm,focal", "hydra.sweeper.reuse=false", "hydra.sweeper.study_name=p") == 0
     assert "4 trials: 4 new" in capsys.readouterr().out
+    # The best of it, as its file has it, is what was trained.
+    best = ("plan", "--config-dir", "runs/conf", "+best=again", "seed=1,2", "hydra.sweeper.study_name=best")
+    assert ghm(*best) == 0
+    assert "2 trials: 2 known" in capsys.readouterr().out
     changed = ("loss=focal", "loss.cls.weight=1,2")
     assert ghm(*grid, *changed, "hydra.sweeper.study_name=weights") in (0, 1)  # focal's own weight is 1
     assert begun() == 6
@@ -96,6 +100,10 @@ def test_seeds_of_a_trial_are_known_one_by_one(ghm, capsys):
     below = {run.data.params["seed"]: run for run in tracker.children(trial.info.run_id)}
     assert {seed: "reused" in run.data.tags for seed, run in below.items()} == {"0": False, "1": True}
     assert trial.data.metrics["val/AP"] == sum(run.data.metrics["val/AP"] for run in below.values()) / 2
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "best/seeds.yaml; ghm train --config-dir" in shown
+    assert ghm("plan", "--config-dir", "runs/conf", "+best=seeds", "hydra.sweeper.study_name=best") == 0
+    assert "1 trial: 1 known" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,48 @@
+"""The best trial of a sweep as a file that Hydra composes with: `ghm train --config-dir runs/conf +best=SWEEP`."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from ghm.job import PARTS, PLACE, canonical
+from ghm.provenance import flat, write_atomically
+from ghm.secrets import without_secrets
+
+GROUP = "best"
+# What a comparison of several gives anew.
+ANEW = ("seed", "device", "objective")
+
+
+def write(config: Mapping[str, Any], compose: Callable[[list[str]], DictConfig], told: str, path: Path) -> None:
+    """Write how a training's recorded config differs from what `compose` makes of no overrides; `told`: whose it is.
+
+    Files chosen, as `loss`, are overrides of the defaults list; values are what their files do not say themselves.
+    """
+    usual: dict[str, str] = compose([]).hydra.runtime.choices
+    chosen = {group: choice for group, choice in config["choices"].items() if usual.get(group) != choice}
+    overrides = [f"{group}={choice}" for group, choice in chosen.items()]
+    base = compose(overrides)
+    names = [name for name in config if name not in (*PARTS, *PLACE, *ANEW)]
+    values = {name: config[name] for name in names if canonical(config[name]) != canonical(_plain(base, name))}
+    for name, value in values.items():  # which values of files refer to
+        OmegaConf.update(base, name, value, force_add=True)
+    for part in PARTS:
+        before = flat(_plain(base, part), part)
+        values |= {
+            key: value
+            for key, value in flat(config[part], part).items()
+            if key not in before or canonical(before[key]) != canonical(value)
+        }
+    made = OmegaConf.create({"defaults": [{f"override /{group}": choice} for group, choice in chosen.items()]})
+    made.defaults.append("_self_")
+    for key, value in without_secrets(values).items():
+        OmegaConf.update(made, key, value)
+    comment = "".join(f"# {line}\n" for line in told.splitlines())
+    write_atomically(path, f"# @package _global_\n{comment}{OmegaConf.to_yaml(made)}")
+
+
+def _plain(cfg: DictConfig, key: str) -> Any:
+    value = OmegaConf.select(cfg, key)
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
