@@ -36,7 +36,7 @@ def test_seeds_of_a_trial_are_so_many_runs():
     needs = plan.need([Planned("a", "a", 10, TINY, runs=4)], [Past(TINY, 2.0, 5_000_000)], slots=2)
     assert (needs.wall, needs.work, needs.bytes) == (40.0, 80.0, 20_000_000)
     lines = plan.told([Planned("a", "a", 10, TINY, runs=4)], None, needs, 2)
-    assert lines[0] == "1 trials: 1 new; 4 seeds of each, unless the race drops it before"
+    assert lines[0] == "1 trial: 1 new; 4 seeds of each, unless the race drops it before"
 
 
 def test_slots_share_the_work_as_they_become_free():
