@@ -155,8 +155,19 @@ def run_sweep(sweep: Sweep, search: Search, program: Program, tracker: Tracker |
                 seen = View(sweep.name, sweep.goal, total, meter, sweep.replicates, takes=takes)
                 with _slots(sweep, cluster) as slots, seen as view:
                     controller = Controller(
-                        *(sweep.goal, lease, ledger, search, slots, program.task, program.compose, record, view, rules),
-                        *(meter, reuse, sweep.replicates),
+                        goal=sweep.goal,
+                        lease=lease,
+                        ledger=ledger,
+                        search=search,
+                        slots=slots,
+                        task=program.task,
+                        compose=program.compose,
+                        record=record,
+                        view=view,
+                        rules=rules,
+                        meter=meter,
+                        reuse=reuse,
+                        replicates=sweep.replicates,
                     )
                     _run(controller)
                     affordable = controller.complete

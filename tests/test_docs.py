@@ -11,6 +11,7 @@ import torch
 from ray.job_submission import JobStatus
 
 from docs import reference
+from ghm.provenance import write_atomically
 from tests.coco import write_folder
 from tests.sweeps.toy import with_failures
 
@@ -144,6 +145,9 @@ PUBLISHED = ["data=coco_folder", "model.weights=null", "model.min_size=64", "mod
 def shrunk(command: str) -> list[str]:
     """The command's arguments, on data that costs nothing."""
     words = [SMALLER.get(word, word) for word in shlex.split(command)[1:]]
+    words = [str(ROOT / word) if word.startswith("docs/") else word for word in words]
+    if "runs/conf" in words:
+        with_best(next(word for word in words if word.startswith("+best=")).removeprefix("+best=").split(","))
     if "+experiment=" in command or ("+sweep=table" in command and "+scale" not in command):
         words += PUBLISHED
     if "PATH" in command:
@@ -153,6 +157,12 @@ def shrunk(command: str) -> list[str]:
         words += DRAWN
     given = {word.split("=")[0] for word in words}
     return [*words, *(word for word in SMALL if word.split("=")[0] not in given)]
+
+
+def with_best(sweeps: list[str]) -> None:
+    """What sweeps of these names leave of their best."""
+    for name in sweeps:
+        write_atomically(Path(f"runs/conf/best/{name}.yaml"), "# @package _global_\nloss: {cls: {weight: 2}}\n")
 
 
 @pytest.mark.parametrize("code", [code for _, code in blocks("python") if "hydra.main" not in code])

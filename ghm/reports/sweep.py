@@ -24,6 +24,7 @@ CHANCE, BATCH = "val/chance_AP50", "batch_size"  # params, as they are of the da
 Curve = list[tuple[int, float]]
 Curves = dict[str, dict[int, Curve]]
 AT_ONCE = 8  # questions to the tracker
+ENDED = (State.DONE, State.PRUNED, State.FAILED)
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,37 @@ def load(tracker: Tracker, name: str, key: str | None = None) -> SweepResult:
 
     ValueError when the tracker holds none of this name, several, or one without trials.
     """
+    parent = _parent(tracker, name, key)
+    tags = parent.data.tags
+    bounds = json.loads(tags.get("sweep.bounds", "{}"))
+    # Older sweeps do not say their direction, and were all of AP.
+    goal = Goal.of(tags["sweep.objective"].split(","), tags.get("sweep.direction", "maximize").split(","), **bounds)
+    objective = goal.objectives[0]
+    children, below = _below(tracker, parent)
+    everyone = [one.info.run_id for one in [*children, *chain(*below.values())]]
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        curves = dict(zip(everyone, threads.map(lambda one: tracker.history(one, objective), everyone), strict=True))
+    ended = [one for one in children if one.data.tags.get("sweep.state") in ENDED and "sweep.trial" in one.data.tags]
+    read = {int(one.data.tags["sweep.trial"]): _read(one, below, curves, objective) for one in ended}
+    if not read:
+        raise ValueError(f"hydra.sweeper.study_name={name}: no trial of this sweep has ended; run it on")
+    return SweepResult(
+        name,
+        parent.info.run_id,
+        tags["ghm.key"],
+        goal,
+        list(dict.fromkeys(chain(*(one.params for one in read.values())))),
+        _table([one.row for one in read.values()], goal),
+        {objective: {trial: one.curve for trial, one in read.items()}},
+        _about(parent, children),
+        {trial: one.seeds for trial, one in read.items() if one.seeds},
+        {trial: one.runs for trial, one in read.items() if one.runs},
+        {trial: one.recorded for trial, one in read.items()},
+    )
+
+
+def _parent(tracker: Tracker, name: str, key: str | None) -> Record:
+    """The run of the sweep itself."""
     where = f"hydra.sweeper.study_name={name}: {hidden(tracker.uri)}"
     own = None if key is None else tracker.find(key)
     found = tracker.sweeps(name) if own is None else [own]
@@ -135,70 +167,53 @@ def load(tracker: Tracker, name: str, key: str | None = None) -> SweepResult:
         raise ValueError(f"{where} holds no sweep of this name; run it first")
     if len(found) > 1:
         raise ValueError(f"{where} holds {len(found)} sweeps of this name; report where it was run, in its `runs`")
-    [parent] = found
-    tags = parent.data.tags
-    bounds = json.loads(tags.get("sweep.bounds", "{}"))
-    # Older sweeps do not say their direction, and were all of AP.
-    goal = Goal.of(tags["sweep.objective"].split(","), tags.get("sweep.direction", "maximize").split(","), **bounds)
-    objective = goal.objectives[0]
-    rows: list[dict[str, Any]] = []
-    curves: Curves = {objective: {}}
-    keys: dict[str, None] = {}  # in order of appearance
-    seeds: dict[int, dict[int, float]] = {}
-    runs: dict[int, list[Curve]] = {}
-    recorded: dict[int, str] = {}
-    children, below = _below(tracker, parent)
-    with ThreadPoolExecutor(AT_ONCE) as threads:
-        of_run = threads.map(
-            lambda one: tracker.history(one.info.run_id, objective), everyone := [*children, *chain(*below.values())]
-        )
-        histories = dict(zip((one.info.run_id for one in everyone), of_run, strict=True))
-    for run in children:
-        state = run.data.tags.get("sweep.state")
-        if state not in (State.DONE, State.PRUNED, State.FAILED) or "sweep.trial" not in run.data.tags:
-            continue
-        trial, params = int(run.data.tags["sweep.trial"]), json.loads(run.data.tags["sweep.params"])
-        keys |= dict.fromkeys(params)
-        minutes = (run.info.end_time - run.info.start_time) / 60_000
-        error = run.data.tags.get("error", "")
-        row = {"trial": trial, "label": run.info.run_name.rsplit(" #", 1)[0], "state": state, "minutes": minutes}
-        own = {key: float(value) for key, value in run.data.params.items() if key in (CHANCE, BATCH)}
-        rows.append(row | {"run_id": run.info.run_id, "error": error} | params | run.data.metrics | own)
-        own_runs = below.get(run.info.run_id, [])
-        first = own_runs[0] if own_runs else run
-        recorded[trial] = first.data.tags.get("reused", first.info.run_id)
-        if own_runs:
-            minutes = [(one.info.end_time - one.info.start_time) / 60_000 for one in own_runs if one.info.end_time]
-            rows[-1]["minutes"] = sum(minutes)
-            rows[-1] |= {key: float(value) for key, value in own_runs[0].data.params.items() if key in (CHANCE, BATCH)}
-            runs[trial] = [histories[one.info.run_id] for one in own_runs if histories[one.info.run_id]]
-        counted = [one for one in own_runs if one.data.tags.get("sweep.state") == State.DONE]
-        if counted:
-            seeds[trial] = {int(one.data.params["seed"]): one.data.metrics[objective] for one in counted}
-        curves[objective][trial] = [
-            (epoch, fmean(values)) for epoch, values in by_epoch(runs.get(trial) or [histories[run.info.run_id]])
-        ]
-    if not rows:
-        raise ValueError(f"hydra.sweeper.study_name={name}: no trial of this sweep has ended; run it on")
+    return found[0]
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """What the tracker holds of a trial; the fields of `SweepResult` have the same names."""
+
+    row: dict[str, Any]
+    params: dict[str, Any]
+    curve: Curve
+    runs: list[Curve]
+    seeds: dict[int, float]
+    recorded: str
+
+
+def _read(run: Record, below: dict[str, list[Record]], curves: dict[str, Curve], objective: str) -> _Trial:
+    """A trial that has ended, of its own run and of those of its seeds."""
+    tags, own_runs = run.data.tags, below.get(run.info.run_id, [])
+    trained = own_runs or [run]  # whose params are those of trainings
+    minutes = [(one.info.end_time - one.info.start_time) / 60_000 for one in trained if one.info.end_time]
+    row = {
+        "trial": int(tags["sweep.trial"]),
+        "label": run.info.run_name.rsplit(" #", 1)[0],
+        "state": tags["sweep.state"],
+        "minutes": sum(minutes),
+        "run_id": run.info.run_id,
+        "error": tags.get("error", ""),
+    }
+    params = json.loads(tags["sweep.params"])
+    row |= params | run.data.metrics
+    row |= {key: float(value) for key, value in trained[0].data.params.items() if key in (CHANCE, BATCH)}
+    runs = [curves[one.info.run_id] for one in own_runs if curves[one.info.run_id]]
+    mean = [(epoch, fmean(values)) for epoch, values in by_epoch(runs or [curves[run.info.run_id]])]
+    done = [one.data for one in own_runs if one.data.tags.get("sweep.state") == State.DONE]
+    seeds = {int(one.params["seed"]): one.metrics[objective] for one in done}
+    return _Trial(row, params, mean, runs, seeds, trained[0].data.tags.get("reused", trained[0].info.run_id))
+
+
+def _table(rows: list[dict[str, Any]], goal: Goal) -> pd.DataFrame:
+    """A row for each trial, best first; last what has no value, and before it what breaks a bound."""
     columns = ["trial", "state", *goal.metrics, "val/AP50", "val/AP75", CHANCE, BATCH, "time/images_per_s"]
     trials = pd.DataFrame(rows).reindex(columns=list(dict.fromkeys([*columns, *pd.DataFrame(rows).columns])))
     trials["allowed"] = [not any(one > 0 for one in goal.violations(row)) for row in trials.to_dict("records")]
-    last = trials[objective].isna() * 2 + ~trials["allowed"]  # without a value; and before those, what breaks a bound
+    objective = goal.objectives[0]
+    last = trials[objective].isna() * 2 + ~trials["allowed"]
     order = trials.assign(last=last).sort_values(["last", objective], ascending=[True, goal.ascending]).index
-    trials = trials.loc[order].reset_index(drop=True)
-    return SweepResult(
-        name,
-        parent.info.run_id,
-        parent.data.tags["ghm.key"],
-        goal,
-        list(keys),
-        trials,
-        curves,
-        _about(parent, children),
-        seeds,
-        runs,
-        recorded,
-    )
+    return trials.loc[order].reset_index(drop=True)
 
 
 def _below(tracker: Tracker, parent: Record) -> tuple[list[Record], dict[str, list[Record]]]:

@@ -139,7 +139,7 @@ def test_device_versions_and_code_count(monkeypatch, tmp_path):
     same._versions.cache_clear()
     edited = tmp_path / "ghm"
     shutil.copytree(CONF.parent / "ghm", edited)
-    monkeypatch.setattr(same, "_HERE", edited)
+    monkeypatch.setattr(same, "_PACKAGE", edited)
     same.code.cache_clear()
     assert key(*SMALL) == before
     for file, counts in (("losses/focal.py", True), ("reports/page.py", False)):
