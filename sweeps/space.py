@@ -159,6 +159,7 @@ class Space:
 
         ValueError for a key that is not swept, or a value that its sweep does not hold.
         """
+        params = _written(params)
         for key, value in params.items():
             if key in self.fixed:
                 if self.fixed[key] != str(value):
@@ -173,6 +174,7 @@ class Space:
 
     def known(self, params: Params) -> Params | None:
         """Of settings that are good elsewhere, those that this space goes through; None if it holds none of them."""
+        params = _written(params)
         if any(key in self.fixed and self.fixed[key] != str(value) for key, value in params.items()):
             return None
         return {key: value for key, value in params.items() if self._holds(key, value)} or None
@@ -188,6 +190,11 @@ class Space:
                 [repr(d.distribution), None if d.condition is None else str(d.condition)]
             )
         return json.dumps({"fixed": without_secrets(self.fixed), "swept": swept}, sort_keys=True)
+
+
+def _written(params: Params) -> Params:
+    """As choices have it, which know null by its name alone."""
+    return {key: "null" if value is None else value for key, value in params.items()}
 
 
 def label(params: Params) -> str:

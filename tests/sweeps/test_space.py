@@ -90,6 +90,14 @@ def test_a_trial_becomes_ordinary_hydra_overrides():
     assert overrides == ["epochs=3", "+extra=[1,2]", "loss=focal", "loss.cls.weight=1.5"]
 
 
+def test_null_is_a_choice_that_can_be_tried_first():
+    made = space("prior=null,0.01", "weight=interval(1,10)")
+    assert made.given({"prior": None, "weight": 2}) == {"prior": "null", "weight": 2}
+    assert made.known({"prior": None}) == {"prior": "null"}
+    assert made.overrides({"prior": "null", "weight": 2.0}) == ["prior=null", "weight=2.0"]
+    assert space("prior=null", "weight=interval(1,10)").given({"prior": None, "weight": 2}) == {"weight": 2}
+
+
 def test_quoted_choices_keep_their_quotes():
     swept = space("device='a b','c,d'")
     assert swept.dimensions[0].override("c,d") == "device='c,d'"
