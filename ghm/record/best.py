@@ -1,6 +1,6 @@
 """The best trial of a sweep as a file that Hydra composes with: `ghm train --config-dir runs/conf +best=SWEEP`."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +15,30 @@ GROUP = "best"
 ANEW = ("seed", "device", "objective")
 
 
-def write(config: Mapping[str, Any], compose: Callable[[list[str]], DictConfig], told: str, path: Path) -> None:
+def write(
+    config: Mapping[str, Any],
+    swept: Collection[str],
+    compose: Callable[[list[str]], DictConfig],
+    told: str,
+    path: Path,
+) -> None:
     """Write how a training's recorded config differs from what `compose` makes of no overrides; `told`: whose it is.
 
     Files chosen, as `loss`, are overrides of the defaults list; values are what their files do not say themselves.
+    What was `swept` is written although it is the default: another day's default may be another.
     """
     usual: dict[str, str] = compose([]).hydra.runtime.choices
-    chosen = {group: choice for group, choice in config["choices"].items() if usual.get(group) != choice}
+    chosen = {
+        group: choice for group, choice in config["choices"].items() if usual.get(group) != choice or group in swept
+    }
     overrides = [f"{group}={choice}" for group, choice in chosen.items()]
     base = compose(overrides)
     names = [name for name in config if name not in (*PARTS, *PLACE, *ANEW)]
-    values = {name: config[name] for name in names if canonical(config[name]) != canonical(_plain(base, name))}
+    values = {
+        name: config[name]
+        for name in names
+        if canonical(config[name]) != canonical(_plain(base, name)) or name in swept
+    }
     for name, value in values.items():  # which values of files refer to
         OmegaConf.update(base, name, value, force_add=True)
     for part in PARTS:
@@ -33,7 +46,7 @@ def write(config: Mapping[str, Any], compose: Callable[[list[str]], DictConfig],
         values |= {
             key: value
             for key, value in flat(config[part], part).items()
-            if key not in before or canonical(before[key]) != canonical(value)
+            if key not in before or canonical(before[key]) != canonical(value) or key in swept
         }
     made = OmegaConf.create({"defaults": [{f"override /{group}": choice} for group, choice in chosen.items()]})
     made.defaults.append("_self_")

@@ -41,6 +41,7 @@ def verdict(sweep: SweepResult) -> str:
     if len(rivals):
         behind = [f"{row['group']} {row[objective]:.3f} ({row['label']})" for _, row in rivals.iterrows()]
         text += f" Best of the others: {', '.join(behind)}."
+    if len(sweep.allowed) > 1:
         text += " One seed each: repeat with hydra.sweeper.replicates=5 to be sure."
     return text
 

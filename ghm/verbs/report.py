@@ -65,7 +65,7 @@ def _keep_best(result: sweep.SweepResult, tracker: Tracker, folder: Path) -> str
         return None
     told = f"The best of the sweep {result.name}, {arm.label}: {result.objective} {page.shown(arm)}."
     path = folder / best.GROUP / f"{result.name}.yaml"
-    best.write(made, composed.training, told, path)
+    best.write(made, result.keys, composed.training, told, path)
     return f"{path}; ghm train --config-dir {folder} +{best.GROUP}={result.name} has them"
 
 

@@ -38,7 +38,7 @@ def settings(overrides):
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda words: " ".join(words) or "defaults")
 def test_a_training_composed_with_it_has_the_settings_of_the_trial(command):
     made, expected = settings([*command, "seed=3"])
-    best.write(made, composed.training, "Of the sweep one.\nTwo lines.", Path("conf/best/one.yaml"))
+    best.write(made, (), composed.training, "Of the sweep one.\nTwo lines.", Path("conf/best/one.yaml"))
     _, got = settings(["hydra.searchpath=[file://conf]", "+best=one", "seed=3"])
     assert got.flat() == expected.flat()
     text = Path("conf/best/one.yaml").read_text()
@@ -46,22 +46,24 @@ def test_a_training_composed_with_it_has_the_settings_of_the_trial(command):
     assert "seed" not in text
 
 
-def test_it_says_no_more_than_what_differs_and_no_secret():
+def test_it_says_no_more_than_what_differs_or_was_swept_and_no_secret():
     made, _ = settings(["loss=focal", "loss.cls.gamma=1.5", "loss.box.weight=4", "tracking.uri=http://me:hunter2@host"])
-    best.write(made, composed.training, "One.", Path("best/one.yaml"))
+    best.write(made, ["optimizer.lr", "seed", "model"], composed.training, "One.", Path("best/one.yaml"))
     assert OmegaConf.to_container(OmegaConf.load("best/one.yaml")) == {
         "defaults": [
+            {"override /model": "retinanet_tiny"},
             {"override /loss": "focal"},
             {"override /loss/cls": "focal"},
             {"override /loss/box": "smooth_l1"},
             "_self_",
         ],
         "loss": {"cls": {"gamma": 1.5}},
+        "optimizer": {"lr": 0.003},
     }
 
 
 def test_what_is_given_beside_it_comes_first():
     made, _ = settings(["loss=focal", "loss.cls.gamma=1.5", "optimizer=sgd"])
-    best.write(made, composed.training, "One.", Path("conf/best/one.yaml"))
+    best.write(made, (), composed.training, "One.", Path("conf/best/one.yaml"))
     _, got = settings(["hydra.searchpath=[file://conf]", "+best=one", "loss.cls.gamma=2.5", "optimizer=adamw"])
     assert (got.parts["loss"]["cls"]["gamma"], got.parts["optimizer"]["lr"]) == (2.5, 0.003)
