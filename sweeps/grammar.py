@@ -41,7 +41,7 @@ def parse(arguments: list[str], params: Mapping[str, str], when: Mapping[str, Ma
                     f"{' and '.join(conditions[key]) or 'hydra.sweeper.params'}; sweep it in one place"
                 )
             conditions.setdefault(key, []).append(condition)
-            dimensions.append(dimension(override, Condition((dict([condition.split("=", 1)]),))))
+            dimensions.append(dimension(override, Condition((dict([condition.lstrip("+").split("=", 1)]),))))
     return Space(dimensions, fixed)
 
 
@@ -53,7 +53,8 @@ def _exclude(one: str, other: str) -> bool:
 def _check_condition(condition: str, overrides: list[Override], loader: Any) -> None:
     """ValueError for a condition that nothing can fulfil, or that is on a range of numbers."""
     key, equals, value = condition.partition("=")
-    about = [override for override in overrides if override.get_key_element() == key]
+    key = key.lstrip("+")
+    about = [override for override in overrides if override.get_key_element().lstrip("+") == key]
     if not equals or not about:
         raise ValueError(
             f"hydra.sweeper.when={condition}: nothing chooses {key}; sweep it or fix it, and write {key}=VALUE"
@@ -87,16 +88,18 @@ def _written(where: str, key: str, value: Any) -> str:
 
 def dimension(override: Override, condition: Condition | None = None) -> Dimension:
     """What an override sweeps. ValueError for one that cannot be swept so."""
-    key, value = override.get_key_element(), override.value()
+    element, value = override.get_key_element(), override.value()
+    key = element.lstrip("+")
+    prefix = element.removesuffix(key)
     try:
         if isinstance(value, IntervalSweep):
-            return Dimension(key, _interval(value), condition)
+            return Dimension(key, _interval(value), condition, prefix=prefix)
         if isinstance(value, RangeSweep):
-            return Dimension(key, _range(value), condition)
+            return Dimension(key, _range(value), condition, prefix=prefix)
         texts = {_plain(x): Override._get_value_element_as_str(x) for x in override.sweep_iterator()}
         if not texts:
             raise ValueError("no choice is left")
-        return Dimension(key, CategoricalDistribution(list(texts)), condition, texts)
+        return Dimension(key, CategoricalDistribution(list(texts)), condition, texts, prefix)
     except ValueError as error:
         raise ValueError(f"{override.input_line}: cannot be swept ({error})") from error
 

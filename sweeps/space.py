@@ -35,6 +35,7 @@ class Dimension:
     distribution: BaseDistribution
     condition: Condition | None = None
     texts: dict[Any, str] = field(default_factory=dict)  # of choices: how Hydra writes them
+    prefix: str = ""  # of the key in an override: + where the config has no such key yet
 
     def suggest(self, trial: Trial) -> Any:
         match self.distribution:
@@ -47,7 +48,7 @@ class Dimension:
         raise AssertionError(self.distribution)
 
     def override(self, value: Any) -> str:
-        return f"{self.key}={self.texts.get(value, value)}"
+        return f"{self.prefix}{self.key}={self.texts.get(value, value)}"
 
     def holds(self, value: Any) -> bool:
         match self.distribution:
@@ -91,6 +92,11 @@ class Space:
         return list(dict.fromkeys(dimension.key for dimension in self.dimensions))
 
     @property
+    def _shared(self) -> dict[str, str]:
+        """What is fixed, by key without its prefix."""
+        return {key.lstrip("+"): value for key, value in self.fixed.items()}
+
+    @property
     def group(self) -> str | None:
         """The first key that chooses between names: what is compared."""
         for dimension in self.dimensions:
@@ -111,7 +117,7 @@ class Space:
         if dimension.condition is None:
             return True
         chosen = {d.key: d.texts[params[d.key]] for d in self.dimensions if params.get(d.key) in d.texts}
-        return dimension.condition.holds(self.fixed | chosen)
+        return dimension.condition.holds(self._shared | chosen)
 
     def overrides(self, params: Params) -> list[str]:
         """The trial as Hydra overrides: what all share first, then what was sampled."""
@@ -159,10 +165,10 @@ class Space:
 
         ValueError for a key that is not swept, or a value that its sweep does not hold.
         """
-        params = _written(params)
+        params, shared = _written(params), self._shared
         for key, value in params.items():
-            if key in self.fixed:
-                if self.fixed[key] != str(value):
+            if key in shared:
+                if shared[key] != str(value):
                     return None
             elif key not in self.keys:
                 raise ValueError(f"hydra.sweeper.enqueue: {key}={value}: the key is not swept; sweep it or drop it")
@@ -174,8 +180,8 @@ class Space:
 
     def known(self, params: Params) -> Params | None:
         """Of settings that are good elsewhere, those that this space goes through; None if it holds none of them."""
-        params = _written(params)
-        if any(key in self.fixed and self.fixed[key] != str(value) for key, value in params.items()):
+        params, shared = _written(params), self._shared
+        if any(key in shared and shared[key] != str(value) for key, value in params.items()):
             return None
         return {key: value for key, value in params.items() if self._holds(key, value)} or None
 
@@ -193,8 +199,8 @@ class Space:
 
 
 def _written(params: Params) -> Params:
-    """As choices have it, which know null by its name alone."""
-    return {key: "null" if value is None else value for key, value in params.items()}
+    """Keys without a prefix; and null by its name, as choices know it."""
+    return {key.lstrip("+"): "null" if value is None else value for key, value in params.items()}
 
 
 def label(params: Params) -> str:

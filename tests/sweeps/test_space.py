@@ -98,6 +98,18 @@ def test_null_is_a_choice_that_can_be_tried_first():
     assert space("prior=null", "weight=interval(1,10)").given({"prior": None, "weight": 2}) == {"weight": 2}
 
 
+def test_a_key_that_is_added_is_called_by_its_name():
+    swept = space("+best=one,two", "+few=interval(0,1)", "+all=1", when={"+best=one": {"+much": "range(1,3)"}})
+    assert swept.keys == ["best", "few", "much"]
+    assert swept.group == "best"
+    drawn = swept.suggest(optuna.create_study().ask())
+    assert ("much" in drawn) == (drawn["best"] == "one")
+    assert swept.overrides({"best": "one", "few": 0.5, "much": 1}) == ["+all=1", "+best=one", "+few=0.5", "+much=1"]
+    for given in ({"+best": "two", "+all": 1}, {"best": "two", "all": 1}):
+        assert swept.given(given) == {"best": "two"}
+    assert swept.given({"all": 2}) is None
+
+
 def test_quoted_choices_keep_their_quotes():
     swept = space("device='a b','c,d'")
     assert swept.dimensions[0].override("c,d") == "device='c,d'"

@@ -81,6 +81,11 @@ def test_a_grid_that_was_trained_is_known_and_of_a_changed_one_the_changed_point
     best = ("plan", "--config-dir", "runs/conf", "+best=again", "seed=1,2", "hydra.sweeper.study_name=best")
     assert ghm(*best) == 0
     assert "2 trials: 2 known" in capsys.readouterr().out
+    best = ("train", "-m", "--config-dir", "runs/conf", "+best=first,again", "seed=1", "hydra.sweeper.study_name=best")
+    assert ghm(*best) in (0, 1)
+    assert begun() == 4
+    assert ["reused" in run.data.tags for run in children("best")] == [True, True]
+    assert "best=again" in Path("runs/sweeps/best/report/index.html").read_text()
     changed = ("loss=focal", "loss.cls.weight=1,2")
     assert ghm(*grid, *changed, "hydra.sweeper.study_name=weights") in (0, 1)  # focal's own weight is 1
     assert begun() == 6
