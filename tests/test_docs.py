@@ -153,10 +153,9 @@ def shrunk(command: str) -> list[str]:
     if "PATH" in command:
         write_folder(Path("folder"))
         words = [word.replace("=PATH", "=folder") for word in words]
-    else:
-        words += DRAWN
     given = {word.split("=")[0] for word in words}
-    return [*words, *(word for word in SMALL if word.split("=")[0] not in given)]
+    smaller = SMALL if "PATH" in command else [*SMALL, *DRAWN]
+    return [*words, *(word for word in smaller if word.split("=")[0] not in given)]
 
 
 def with_best(sweeps: list[str]) -> None:
@@ -185,6 +184,14 @@ def test_every_file_that_the_pages_show_exists():
         named += re.findall(r"`((?:conf|docs|sweeps|tests)/[a-z_0-9/]+\.\w+)`", page.read_text())
     additions = ("conf/sweep/mine.yaml", "conf/loss/cls/halved.yaml")  # of a reader's own
     assert not [name for name in named if name not in additions and not (ROOT / name).exists()]
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs" / "results").glob("*.md")), ids=lambda page: page.name)
+def test_every_result_says_how_it_was_obtained(page):
+    text = page.read_text()
+    for row in ("command", "commit", "machine", "threads", "hours"):
+        assert re.search(rf"^\| {row} \| \S", text, re.MULTILINE), row
+    assert "\n```sh\n.venv/bin/ghm train" in text or "\n```sh\n#" in text
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -22,17 +22,13 @@ def write(
     told: str,
     path: Path,
 ) -> None:
-    """Write how a training's recorded config differs from what `compose` makes of no overrides; `told`: whose it is.
+    """Write a training's recorded config: which files it is of, and what these do not say themselves.
 
-    Files chosen, as `loss`, are overrides of the defaults list; values are what their files do not say themselves.
-    What was `swept` is written although it is the default: another day's default may be another.
+    `compose` makes a config of overrides; `told` says whose it is. What was `swept` is written although the files say
+    the same: on another day they may not.
     """
-    usual: dict[str, str] = compose([]).hydra.runtime.choices
-    chosen = {
-        group: choice for group, choice in config["choices"].items() if usual.get(group) != choice or group in swept
-    }
-    overrides = [f"{group}={choice}" for group, choice in chosen.items()]
-    base = compose(overrides)
+    chosen: dict[str, str] = config["choices"]
+    base = compose([f"{group}={choice}" for group, choice in chosen.items()])
     names = [name for name in config if name not in (*PARTS, *PLACE, *ANEW)]
     values = {
         name: config[name]
