@@ -19,16 +19,16 @@ def parse(arguments: list[str], params: Mapping[str, str], when: Mapping[str, Ma
     """
     parser = OverridesParser.create(config_loader=loader)
     given = parser.parse_overrides(arguments)
-    spoken = {override.get_key_element() for override in given}
+    spoken = {_key(override) for override in given}
     every = parser.parse_overrides([_written("params", key, value) for key, value in params.items()])
-    overrides = [*(override for override in every if override.get_key_element() not in spoken), *given]
+    overrides = [*(override for override in every if _key(override) not in spoken), *given]
     fixed = {o.get_key_element(): o.get_value_element_as_str() for o in overrides if not o.is_sweep_override()}
     dimensions = [dimension(override) for override in overrides if override.is_sweep_override()]
-    conditions: dict[str, list[str]] = {override.get_key_element(): [] for override in overrides}
-    for condition, conditional in when.items():
+    conditions: dict[str, list[str]] = {_key(override): [] for override in overrides}
+    for condition, conditional in ((condition.lstrip("+"), swept) for condition, swept in when.items()):
         _check_condition(condition, [*every, *given], loader)
         for override in parser.parse_overrides([_written("when", key, value) for key, value in conditional.items()]):
-            key = override.get_key_element()
+            key = _key(override)
             if not override.is_sweep_override():
                 raise ValueError(
                     f"hydra.sweeper.when={condition}: {override.input_line} sweeps nothing; fix it elsewhere"
@@ -41,8 +41,14 @@ def parse(arguments: list[str], params: Mapping[str, str], when: Mapping[str, Ma
                     f"{' and '.join(conditions[key]) or 'hydra.sweeper.params'}; sweep it in one place"
                 )
             conditions.setdefault(key, []).append(condition)
-            dimensions.append(dimension(override, Condition((dict([condition.lstrip("+").split("=", 1)]),))))
+            dimensions.append(dimension(override, Condition((dict([condition.split("=", 1)]),))))
     return Space(dimensions, fixed)
+
+
+def _key(override: Override) -> str:
+    """What is swept, without the + of a key that the config does not have yet."""
+    element: str = override.get_key_element()
+    return element.lstrip("+")
 
 
 def _exclude(one: str, other: str) -> bool:
@@ -53,8 +59,7 @@ def _exclude(one: str, other: str) -> bool:
 def _check_condition(condition: str, overrides: list[Override], loader: Any) -> None:
     """ValueError for a condition that nothing can fulfil, or that is on a range of numbers."""
     key, equals, value = condition.partition("=")
-    key = key.lstrip("+")
-    about = [override for override in overrides if override.get_key_element().lstrip("+") == key]
+    about = [override for override in overrides if _key(override) == key]
     if not equals or not about:
         raise ValueError(
             f"hydra.sweeper.when={condition}: nothing chooses {key}; sweep it or fix it, and write {key}=VALUE"
@@ -88,9 +93,8 @@ def _written(where: str, key: str, value: Any) -> str:
 
 def dimension(override: Override, condition: Condition | None = None) -> Dimension:
     """What an override sweeps. ValueError for one that cannot be swept so."""
-    element, value = override.get_key_element(), override.value()
-    key = element.lstrip("+")
-    prefix = element.removesuffix(key)
+    key, value = _key(override), override.value()
+    prefix = override.get_key_element().removesuffix(key)
     try:
         if isinstance(value, IntervalSweep):
             return Dimension(key, _interval(value), condition, prefix=prefix)

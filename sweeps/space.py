@@ -165,7 +165,7 @@ class Space:
 
         ValueError for a key that is not swept, or a value that its sweep does not hold.
         """
-        params, shared = _written(params), self._shared
+        params, shared = _as_swept(params), self._shared
         for key, value in params.items():
             if key in shared:
                 if shared[key] != str(value):
@@ -180,7 +180,7 @@ class Space:
 
     def known(self, params: Params) -> Params | None:
         """Of settings that are good elsewhere, those that this space goes through; None if it holds none of them."""
-        params, shared = _written(params), self._shared
+        params, shared = _as_swept(params), self._shared
         if any(key in shared and shared[key] != str(value) for key, value in params.items()):
             return None
         return {key: value for key, value in params.items() if self._holds(key, value)} or None
@@ -198,7 +198,7 @@ class Space:
         return json.dumps({"fixed": without_secrets(self.fixed), "swept": swept}, sort_keys=True)
 
 
-def _written(params: Params) -> Params:
+def _as_swept(params: Params) -> Params:
     """Keys without a prefix; and null by its name, as choices know it."""
     return {key.lstrip("+"): "null" if value is None else value for key, value in params.items()}
 

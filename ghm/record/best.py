@@ -30,26 +30,26 @@ def write(
     chosen: dict[str, str] = config["choices"]
     base = compose([f"{group}={choice}" for group, choice in chosen.items()])
     names = [name for name in config if name not in (*PARTS, *PLACE, *ANEW)]
-    values = {
-        name: config[name]
-        for name in names
-        if canonical(config[name]) != canonical(_plain(base, name)) or name in swept
-    }
+    values = _own({name: config[name] for name in names}, {name: _plain(base, name) for name in names}, swept)
     for name, value in values.items():  # which values of files refer to
         OmegaConf.update(base, name, value, force_add=True)
     for part in PARTS:
-        before = flat(_plain(base, part), part)
-        values |= {
-            key: value
-            for key, value in flat(config[part], part).items()
-            if key not in before or canonical(before[key]) != canonical(value) or key in swept
-        }
+        values |= _own(flat(config[part], part), flat(_plain(base, part), part), swept)
     made = OmegaConf.create({"defaults": [{f"override /{group}": choice} for group, choice in chosen.items()]})
     made.defaults.append("_self_")
     for key, value in without_secrets(values).items():
         OmegaConf.update(made, key, value)
     comment = "".join(f"# {line}\n" for line in told.splitlines())
     write_atomically(path, f"# @package _global_\n{comment}{OmegaConf.to_yaml(made)}")
+
+
+def _own(values: Mapping[str, Any], of_files: Mapping[str, Any], swept: Collection[str]) -> dict[str, Any]:
+    """The values that their files do not have, or that were swept."""
+    return {
+        key: value
+        for key, value in values.items()
+        if key in swept or key not in of_files or canonical(of_files[key]) != canonical(value)
+    }
 
 
 def _plain(cfg: DictConfig, key: str) -> Any:

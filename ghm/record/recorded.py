@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from ghm import provenance
-from ghm.tracking import SPOOL, Spool, Tracker
+from ghm.tracking import SPOOL, Record, Spool, Tracker
 
 Steps = dict[int, dict[str, float]]
 
@@ -47,7 +47,8 @@ def of_folder(folder: Path) -> Recorded:
 
 def of_mlflow(tracker: Tracker, run_id: str) -> Recorded:
     """ValueError for a run that the tracker does not hold, or that is no training."""
-    record, texts = tracker.record(run_id), _texts(tracker, run_id)
+    record = tracker.record(run_id)
+    texts = _texts(tracker, record)
     metrics: Steps = {}
     for name in record.data.metrics:
         for step, value in tracker.history(run_id, name):
@@ -58,33 +59,34 @@ def of_mlflow(tracker: Tracker, run_id: str) -> Recorded:
 
 def config_of(tracker: Tracker, run_id: str) -> dict[str, Any]:
     """Of `of_mlflow`, the resolved config alone."""
-    return _config(run_id, _texts(tracker, run_id))
+    return _config(run_id, _texts(tracker, tracker.record(run_id)))
 
 
-def _texts(tracker: Tracker, run_id: str) -> dict[str, str]:
+def _texts(tracker: Tracker, record: Record) -> dict[str, str]:
     """What the run recorded of its config, by path."""
     with tempfile.TemporaryDirectory() as folder:
-        paths = tracker.download(tracker.record(run_id).data.tags.get("ghm.key", ""), "config", Path(folder))
+        paths = tracker.download(record.data.tags.get("ghm.key", ""), "config", Path(folder))
         return {f"config/{path.name}": path.read_text() for path in paths}
 
 
 def _config(where: str, texts: Mapping[str, str]) -> dict[str, Any]:
     try:
-        config = yaml.safe_load(texts["config/config.yaml"])
+        config: dict[str, Any] = yaml.safe_load(texts["config/config.yaml"])
     except (KeyError, yaml.YAMLError) as error:
         raise ValueError(f"run={where}: recorded no config of a training ({error}); give one that did") from error
-    return dict(config)
+    return config
 
 
 def _made(
     where: str, texts: Mapping[str, str], tags: Mapping[str, str], data: dict[str, str], metrics: Steps
 ) -> Recorded:
+    config = _config(where, texts)
     try:
         packages = json.loads(texts["config/packages.json"])
     except (KeyError, ValueError) as error:
         raise ValueError(f"run={where}: recorded no versions of packages ({error}); give one that did") from error
     commit = tags.get("mlflow.source.git.commit", "unknown")
-    return Recorded(_config(where, texts), commit, texts.get("config/source.diff", ""), packages, data, metrics)
+    return Recorded(config, commit, texts.get("config/source.diff", ""), packages, data, metrics)
 
 
 def differences(recorded: Recorded, data: Mapping[str, str]) -> list[str]:

@@ -18,6 +18,7 @@ def write(sweep: SweepResult, tracker: Tracker, verdict: str, rows: list[tuple[s
     tags = {"mlflow.note.content": note(sweep, tracker.experiment_id, verdict, rows, figures)}
     if len(sweep.allowed):
         best, now = sweep.allowed.iloc[0], int(time.time() * 1000)
+        # Older sweeps called a key that was added by its +, which MLflow does not take.
         tags |= {"best.trial": str(best["trial"])} | {f"best.{key.lstrip('+')}": str(best[key]) for key in sweep.keys}
         if sweep.goal.several:
             tags |= {"front.trials": ",".join(map(str, sweep.front))}
