@@ -1,4 +1,7 @@
-"""`python -m tests.cluster code|nodes|elastic FOLDER [MODE]`: one of them in a namespace; prints what came of it."""
+"""`python -m tests.cluster code|nodes|elastic FOLDER [MODE]`: one of them in a namespace; prints what came of it.
+
+The folder's path must be short, as Ray's sockets lie below it.
+"""
 
 import importlib
 import json

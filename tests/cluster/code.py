@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -28,13 +27,7 @@ def main(folder: Path) -> dict[str, object]:
     environment |= {"RAY_API_SERVER_ADDRESS": DASHBOARD, "OMP_NUM_THREADS": "1", "MLFLOW_SECRET": PASSWORD}
     subprocess.run([BIN / "ray", "get-auth-token", "--generate"], env=environment, check=True, capture_output=True)
     start = [BIN / "ray", "start", "--head", f"--port={PORT}", "--dashboard-port=8411", "--num-cpus=2"]
-    # Where paths are short: Ray's sockets lie there.
-    with tempfile.TemporaryDirectory(prefix="ray-") as place:
-        return _submit(folder, [*start, f"--temp-dir={place}"], environment)
-
-
-def _submit(folder: Path, start: list[Path | str], environment: dict[str, str]) -> dict[str, object]:
-    subprocess.run(start, env=environment, check=True, capture_output=True)
+    subprocess.run([*start, f"--temp-dir={folder / 'ray'}"], env=environment, check=True, capture_output=True)
     code, work = folder / "code", folder / "work"
     work.mkdir()
     for name in ("ghm", "sweeps", "conf"):

@@ -1,7 +1,6 @@
 """A group of one or two workers on nodes that go and come, each with a disk of its own."""
 
 import subprocess
-import tempfile
 import time
 from pathlib import Path
 
@@ -20,8 +19,8 @@ RUN = [
 def main(folder: Path) -> dict[str, object]:
     """When the group had which size, and by how many workers each epoch was trained."""
     environment = quiet() | QUICK | {"PYTHONPATH": f"{ROOT}:{ROOT}/sweeps", "GLOO_SOCKET_IFNAME": "lo"}
-    with tracking_server(folder / "server") as port, tempfile.TemporaryDirectory(prefix="ray-") as place:
-        rig = Rig(Path(place), environment, [folder / "run"])
+    with tracking_server(folder / "server") as port:
+        rig = Rig(folder / "ray", environment, [folder / "run"])
         rig.head(1)
         rig.join("first", 1)
         uri = f"http://127.0.0.1:{port}"

