@@ -159,6 +159,11 @@ def test_a_table_is_a_sweep_of_its_own_at_each_scale_and_tables_5_and_6_are_one(
     assert name("+sweep=table5", "+scale=small") == "table5_shapes"
 
 
+def test_the_table_of_seconds_trains_one_at_a_time_and_counts_no_run_that_was_trained_beside_others():
+    sweeper = compose("+sweep=table2", full=True).hydra.sweeper
+    assert (sweeper.n_jobs, sweeper.reuse) == (1, False)
+
+
 @pytest.mark.parametrize("name", options("sweep/known"))
 def test_settings_that_are_known_to_be_good_are_settings(name):
     """Each of them composes with its loss, and several can be asked for at once."""
