@@ -98,10 +98,10 @@ class Space:
 
     @property
     def group(self) -> str | None:
-        """The first key that chooses between names: what is compared."""
+        """The first key that chooses between several names: what is compared."""
         for dimension in self.dimensions:
             choices = getattr(dimension.distribution, "choices", ())
-            if choices and all(isinstance(choice, str) for choice in choices):
+            if len(choices) > 1 and all(isinstance(choice, str) for choice in choices):
                 return dimension.key
         return None
 

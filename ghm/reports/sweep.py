@@ -67,8 +67,9 @@ class SweepResult:
 
     @property
     def group(self) -> str | None:
-        """The first swept key that chooses between names."""
-        return next((key for key in self.keys if self.trials[key].dropna().map(type).eq(str).all()), None)
+        """The first swept key that chooses between names, of which there are several."""
+        names = (key for key in self.keys if self.trials[key].dropna().map(type).eq(str).all())
+        return next((key for key in names if self.trials[key].nunique() > 1), None)
 
     @property
     def groups(self) -> dict[int, str]:
@@ -108,10 +109,8 @@ class SweepResult:
     @property
     def rivals(self) -> list[Arm]:
         """What the verdict compares: the best configuration of each group; of a single group, its best ones."""
-        arms = self.arms
-        if self.group is None:
-            return arms[:MOST]
-        return list({arm.group: arm for arm in reversed(arms)}.values())[::-1]
+        best = {arm.group: arm for arm in reversed(self.arms)}
+        return list(best.values())[::-1] if len(best) > 1 else self.arms[:MOST]
 
     @property
     def chance(self) -> float:

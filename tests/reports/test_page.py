@@ -235,6 +235,18 @@ def test_over_seeds_a_loss_is_ranked_by_its_mean_and_what_is_not_distinguishable
     assert "<h2>Over seeds</h2>" in page.write(result, tracker, Path("report")).read_text()
 
 
+def test_a_key_that_names_one_thing_alone_is_not_what_is_compared(tracker):
+    """As the one network of Table 7 at small scale, beside its losses for boxes."""
+    record_seeds(tracker, replicates=False)
+    result = sweep.load(tracker, "s")
+    trials = result.trials.assign(model="small", rate=result.trials["seed"] % 2)
+    result = replace(result, keys=["model", *result.keys], trials=trials)
+    assert result.group == "loss"
+    assert "Better than loss=focal" in page.verdict(result)
+    alone = replace(result, keys=[*result.keys, "rate"], trials=trials[trials["loss"] == "ghm"])
+    assert [arm.mean for arm in alone.rivals] == pytest.approx([0.425, 0.425])  # of one loss, its settings
+
+
 def test_what_a_race_dropped_is_called_probably_worse(tracker):
     record_seeds(tracker, replicates=True)
     result = sweep.load(tracker, "s")
