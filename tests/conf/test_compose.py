@@ -151,11 +151,12 @@ def test_every_training_of_a_table_can_be_built(file: Path, scale):
         assert cfg.strength_warmup == 0
 
 
-def test_a_table_is_a_sweep_of_its_own_at_each_scale_and_tables_5_and_6_are_one():
+def test_a_table_is_a_sweep_of_its_own_at_each_scale():
     def name(*overrides):
         return compose(*overrides, full=True).hydra.sweeper.study_name
 
-    assert name("+sweep=table5") == name("+sweep=table6") == "table5_coco2017"
+    assert name("+sweep=table5") == "table5_coco2017"
+    assert name("+sweep=table6") == "table6_coco2017"  # its trainings are Table 5's, but a study knows its command
     assert name("+sweep=table5", "+scale=small") == "table5_shapes"
 
 

@@ -133,6 +133,10 @@ def test_where_a_run_happens_and_what_is_kept_of_it_does_not(other):
     assert key(*SMALL) == key(*SMALL, *other)
 
 
+def test_table_6_is_of_the_trainings_of_table_5():
+    assert key("+sweep=table6", "+scale=small") == key("+sweep=table5", "+scale=small")
+
+
 def test_device_versions_and_code_count(monkeypatch, tmp_path):
     before = key(*SMALL)
     assert key(*SMALL, device="CPU: other") != before
