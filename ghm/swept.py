@@ -118,6 +118,8 @@ class Trainings:
             own, epochs = job.settings.fingerprint, job.settings.epochs
             given |= made["choices"]
             planned.append(plan.Planned(" ".join(overrides), own, epochs, given, state, runs, known))
+        if left_out := search.left_out(sweep.n_trials):
+            print(left_out)
         needs = plan.need(planned, plan.past(finished), sweep.n_jobs)
         print(hidden("\n".join(plan.told(planned, None if whole else sweep.n_trials, needs, sweep.n_jobs))))
 

@@ -52,6 +52,15 @@ class Search:
         tried = {identity(trial.params) for trial in ledger.trials}
         return len(ledger.trials) + len([point for point in points if identity(point) not in tried])
 
+    def left_out(self, n_trials: int) -> str:
+        """What is to be said where values were listed of which not all combinations are run; empty where they are."""
+        listed = all(dimension.key == "seed" or dimension.listed for dimension in self.space.dimensions)
+        points = self.space.points(most=MANY) if listed else None
+        if points is None or len(points) <= n_trials:
+            return ""
+        some = f"hydra.sweeper.n_trials={n_trials}: of {len(points)} points so many are run, as the sampler draws them"
+        return f"{some}; hydra.sweeper.n_trials={len(points)} runs all"
+
     def preview(self, n_trials: int, first: int) -> tuple[list[Params], bool]:
         """Every point of a space of at most `n_trials`, and that these are all.
 

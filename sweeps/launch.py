@@ -127,6 +127,8 @@ def run_sweep(sweep: Sweep, search: Search, program: Program, tracker: Tracker |
         study = ledgers.find(storage, sweep.name)
         cluster = _Cluster(sweep, tracker, program.pack, stack)
         if study is None:
+            if left_out := search.left_out(sweep.n_trials):
+                print(left_out)
             first, seed = search.preview(sweep.n_trials, 1)[0][0], sweep.replicates.seed(0)
             if reuse.find(first, seed) is None:
                 cluster.connect()

@@ -59,6 +59,11 @@ class Dimension:
                 return isinstance(value, int | float) and low <= value <= high and abs(steps - round(steps)) < 1e-8
         raise AssertionError(self.distribution)
 
+    @property
+    def listed(self) -> bool:
+        """Whether its values were listed one by one, and not given as a range."""
+        return isinstance(self.distribution, CategoricalDistribution)
+
     def values(self) -> Sequence[Any] | None:
         """All values, or None if there is no end of them. A range is not written out."""
         match self.distribution:

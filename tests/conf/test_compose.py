@@ -15,7 +15,10 @@ from ghm.losses import MMDET
 from ghm.settings import own_ranges, targets
 from ghm.settings.parts import build, build_model, build_optimizer
 from ghm.settings.paths import CONF
+from sweeps.draw import Search
+from sweeps.grammar import parse
 from tests.models.scenes import batch
+from tests.sweeps.toy import LOADER
 
 SWEPT = {"loss.cls.bins": "loss=ghm", "loss.cls.momentum": "loss=ghm", "loss.cls.strength": "loss=ghm"}
 SWEPT |= {"loss.box.mu": "loss=ghm", "loss.cls.gamma": "loss=focal", "loss.cls.alpha": "loss=focal"}
@@ -129,8 +132,9 @@ def test_a_sweep_opens_with_what_it_answers_and_composes(file: Path):
     for word in ("Reproduces:", "Command:", f"ghm train -m +sweep={file.stem}", "Expected:", "Time:"):
         assert word in head
     settings = compose(f"+sweep={file.stem}", full=True).hydra.sweeper
-    assert settings.n_trials >= 1
     assert settings.params
+    search = Search(parse([], settings.params, settings.when, LOADER), None, None)
+    assert not search.left_out(settings.n_trials)
 
 
 TABLES = sorted((CONF / "sweep").glob("table*.yaml"))

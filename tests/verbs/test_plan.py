@@ -78,6 +78,21 @@ def test_a_plan_starts_nothing_and_after_the_sweep_says_so_and_what_more_would_t
     assert "That is by 1 runs that have ended\n" in shown
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["loss=ghm,focal", "seed=range(3)"], "n_trials=4: of 6 points so many are run, as the sampler draws them"),
+        (["loss=ghm,focal", "seed=range(2)"], ""),  # all
+        (["loss=ghm,focal", "loss.cls.weight=range(1,9)"], ""),  # a range that is to be sampled
+    ],
+)
+def test_a_list_of_which_not_all_is_run_is_said_to_be_one(ghm, capsys, words, said):
+    assert ghm("plan", *SMALL, *words, "hydra.sweeper.n_trials=4") == 0
+    shown = capsys.readouterr().out
+    assert said in shown
+    assert ("; hydra.sweeper.n_trials=6 runs all\n" in shown) == bool(said)
+
+
 def test_a_password_in_an_address_is_not_shown(ghm, capsys):
     assert ghm("plan", *SMALL, "seed=1,2", "+note='postgresql://me:secret@host/db'") == 0
     shown = capsys.readouterr().out
