@@ -1,20 +1,15 @@
-"""Real data, which lies beside the checkout where the project is developed, and nowhere else."""
-
-from pathlib import Path
+"""Real data as it is read: numbers that are known of it."""
 
 import pytest
 import torch
 
 from ghm.data import coco_folder
 from ghm.scoring import score
+from tests.shared import shared
 
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 
-
-def shared(name):
-    if not (SHARED / name).is_dir():
-        pytest.skip(f"needs shared/data/{name} beside the checkout")
-    return coco_folder(str(SHARED / name))
+def read(name):
+    return coco_folder(str(shared(name)))
 
 
 def targets_of(split):
@@ -24,7 +19,7 @@ def targets_of(split):
 
 
 def test_bccd_is_read():
-    train, val = shared("bccd")
+    train, val = read("bccd")
     assert (len(train), len(val)) == (280, 69)
     assert train.class_names == ["RBC", "WBC", "Platelets"]
     for split in (train, val):
@@ -36,7 +31,7 @@ def test_bccd_is_read():
 
 
 def test_coco_mini_is_read_whole_with_its_crowds_and_gaps():
-    train, val = shared("coco_mini")
+    train, val = read("coco_mini")
     for split, images, boxes, crowds in ((train, 47, 524, 6), (val, 57, 517, 7)):
         items = [split[i] for i in range(len(split))]
         assert len(items) == images
@@ -53,7 +48,7 @@ def test_coco_mini_is_read_whole_with_its_crowds_and_gaps():
 
 
 def test_coco_minis_masks_lie_in_their_boxes():
-    val = shared("coco_mini").val
+    val = read("coco_mini").val
     val.masks = True
     for target in targets_of(val):
         for mask, (x1, y1, x2, y2) in zip(target["masks"], target["boxes"].tolist(), strict=True):
@@ -64,7 +59,7 @@ def test_coco_minis_masks_lie_in_their_boxes():
 
 
 def test_coco_minis_own_boxes_score_full_marks_with_its_crowds():
-    val = shared("coco_mini").val
+    val = read("coco_mini").val
     found = []
     for target in targets_of(val):
         for (x1, y1, x2, y2), label in zip(target["boxes"].tolist(), target["labels"].tolist(), strict=True):

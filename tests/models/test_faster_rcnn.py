@@ -4,7 +4,6 @@ import importlib
 import math
 from collections import OrderedDict
 from functools import partial
-from pathlib import Path
 from types import FunctionType
 
 import pytest
@@ -18,10 +17,10 @@ from ghm.models import FasterRCNN, faster_rcnn, faster_rcnn_tiny, stock_faster_r
 from ghm.models.faster_rcnn import StockFasterRCNN, StockMaskRCNN
 from ghm.models.transform import InputTransform
 from tests.models.scenes import Recorder, batch, total
+from tests.shared import shared
 
 CLASSES = 3
 PARTS = {"loss_cls", "loss_box", "ce", "loss_objectness", "loss_rpn_box_reg"}
-COCO_MINI = Path(__file__).resolve().parents[3] / "shared" / "data" / "coco_mini"
 
 
 class Pyramid(nn.Module):
@@ -488,9 +487,7 @@ def test_every_parameter_of_table_7s_network_learns():
 
 
 def test_it_learns_from_coco():
-    if not COCO_MINI.is_dir():
-        pytest.skip("needs shared/data/coco_mini beside the checkout")
-    data = coco_folder(str(COCO_MINI)).train
+    data = coco_folder(str(shared("coco_mini"))).train
     chosen = [index for index in range(len(data)) if data.coco.imgToAnns[data.image_ids[index]]][:6]
     torch.manual_seed(0)
     losses = SoftmaxCrossEntropy(), GHMR(weight=4.0)

@@ -1,7 +1,6 @@
 """Average precision: the same numbers as COCO's own, and sane ones where there is nothing to find."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,19 +12,11 @@ from ghm.data import shapes
 from ghm.data.annotations import index
 from ghm.scoring import METRICS, STATS, chance, detect, judge, results, score
 from ghm.scoring.average_precision import _Evaluation
-
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+from tests.shared import shared
 
 
 def read(path):
-    if not (SHARED / path).is_file():
-        pytest.skip(f"needs shared/data/{path} beside the checkout")
-    return json.loads((SHARED / path).read_text())
-
-
-def coco_of(path):
-    read(path)
-    return COCO(str(SHARED / path))
+    return json.loads(shared(path).read_text())
 
 
 @pytest.fixture(
@@ -48,7 +39,7 @@ def coco_of(path):
 def known(request):
     """Annotations, detections on them, and what COCO's own code said of those."""
     annotations, detections, expected = request.param
-    return coco_of(annotations), read(detections), read(expected)
+    return COCO(str(shared(annotations))), read(detections), read(expected)
 
 
 def test_scores_equal_those_that_cocos_own_code_gave(known):
