@@ -86,7 +86,7 @@ def curves(sweep: SweepResult) -> go.Figure | None:
         return None
     figure, color = go.Figure(), colors(sweep, HUES)
     rivals = {arm.label: color[arm.group] for arm in sweep.rivals}
-    if sweep.group is None:
+    if len(rivals) > len({arm.group for arm in sweep.rivals}):  # several of one group
         rivals = {label: HUES[place % len(HUES)] for place, label in enumerate(rivals)}
     shown = {trial for arm in sweep.rivals for trial in arm.trials}
     states = dict(zip(sweep.trials["trial"], sweep.trials["state"], strict=True))

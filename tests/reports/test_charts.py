@@ -90,6 +90,13 @@ def test_a_band_goes_from_the_lowest_to_the_highest_seed_and_what_was_pruned_end
     assert [(list(trace.x), list(trace.y)) for trace in crosses] == [([1], [0.1])]
 
 
+def test_settings_of_the_one_loss_that_ended_have_a_colour_each():
+    rows = [({"loss": "ghm", "x": x}, 0.1 * x, "done") for x in (1, 2)]
+    rows.append(({"loss": "focal", "x": 1}, float("nan"), "failed"))
+    figure = charts.curves(result(rows, {number: [(1, 0.1), (2, 0.2)] for number in (0, 1)}))
+    assert len({trace.line.color for trace in figure.data if trace.name}) == 2
+
+
 def test_cost_is_the_training_of_all_trials_until_the_best_changes():
     values = [0.2, 0.1, 0.5, 0.4]
     sweep = result([({"x": number}, value, "done") for number, value in enumerate(values)])
