@@ -12,8 +12,10 @@ from ghm.losses.elements import full_precision
 SORTED_UP_TO = 2**18
 # Cells of that grid: an edge is at most one and a half of them off.
 GRID = 2**20
-# Rows of counters, each for a run of examples: threads of a CPU and of a GPU seldom meet in one counter.
+# Rows of counters, each for a run of examples: threads seldom meet in one counter. A GPU has so many threads that 256
+# rows took four times as long as 16384 (32 million examples, M = 30, docs/results/2026-11-gpu.md).
 ROWS = 256
+ROWS_OF_GPU = 16384
 
 
 def region_of(gradient: Tensor, bins: int, ignored: Tensor | None) -> Tensor:
@@ -48,7 +50,8 @@ def _cell(gradient: Tensor, factor: float, cells: int, ignored: Tensor | None) -
 
 def histogram(cell: Tensor, cells: int) -> Tensor:
     """How many examples each cell holds: int64 (cells,), exact at any number. `cell` int64 (N,)."""
-    rows = max(min(ROWS, len(cell) // (16 * cells)), 1)  # no more counters than they save time
+    most = ROWS if cell.device.type == "cpu" else ROWS_OF_GPU
+    rows = max(min(most, len(cell) // (16 * cells)), 1)  # no more counters than they save time
     together = len(cell) // rows * rows
     body, rest = cell[:together].long().view(rows, -1), cell[together:].long()
     one = torch.ones((), dtype=torch.int64, device=cell.device)

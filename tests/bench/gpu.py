@@ -1,13 +1,11 @@
 """All that is measured on a GPU, in one call: `python -m tests.bench.gpu --data FOLDER > result.md`.
 
 The losses' table with its check for synchronizations, the throughput of RetinaNet R50 against torchvision's
-loop in the same process, and evidence at R50 scale: focal loss against GHM on a COCO folder, over seeds.
-Needs torch and torchvision alone.
+loop in the same process, and evidence at R50 scale: five losses on a COCO folder, tuned alike, over seeds.
+Needs what `pip install ghm[detect] scipy` brings.
 """
 
 import argparse
-import contextlib
-import io
 import statistics
 import sys
 import tempfile
@@ -19,22 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ghm import scoring
-from ghm.data import coco_folder, train_loader, val_loader
-from ghm.losses import GHMC, GHMR, FocalLoss, SmoothL1
+from ghm.losses import GHMC, GHMR
 from ghm.models import retinanet
 from ghm.models.backbones import resnet_fpn
-from ghm.training.checkpoint import RunState
-from ghm.training.engine import fit
-from ghm.training.schedule import multi_step
-from tests.bench import losses
+from tests.bench import evidence, losses
 from tests.bench.losses import finish, medians
 
 Step = Callable[[], None]
-LOSSES = {
-    "focal": lambda: (FocalLoss(), SmoothL1(weight=4.0), 0.01),
-    "ghm": lambda: (GHMC(strength_warmup=400), GHMR(weight=4.0, strength_warmup=400), None),
-}
 
 
 def batch(images: int, size: int, device: str) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
@@ -120,33 +109,6 @@ def throughput(given: argparse.Namespace) -> None:
     print(", ".join(f"{name} {1e3 * seconds:.1f} ms" for name, seconds in split(parts, given.rounds).items()) + ".")
 
 
-def evidence(given: argparse.Namespace) -> None:
-    """AP, AP50, AP75 of R50 from nothing on the folder, over seeds; mean and standard deviation."""
-    data, device = coco_folder(given.data), torch.device(given.device)
-    print(f"\n| R50, {given.epochs} epochs, {given.seeds} seeds | AP | AP50 | AP75 |\n|---|---|---|---|")
-    for name, make in LOSSES.items():
-        scores: list[dict[str, float]] = []
-        for seed in range(given.seeds):
-            torch.manual_seed(seed)
-            cls_loss, box_loss, prior = make()
-            pixels = {"min_size": given.size, "max_size": 2 * given.size}
-            model = retinanet("resnet50", data.train.num_classes, cls_loss, box_loss, prior, **pixels).to(device)
-            loader = train_loader(data.train, given.images, given.processes, seed)
-            optimizer = torch.optim.AdamW(model.parameters(), lr=2e-4, weight_decay=1e-4, fused=True)
-            milestones = [given.epochs * 2 // 3, given.epochs * 8 // 9]
-            state = RunState(model, optimizer, multi_step(optimizer, given.epochs, len(loader), milestones, 0.1, 100))
-            amp = "bf16" if given.device == "cuda" else None
-            list(fit(state, loader, device, seed, given.epochs, clip_grad=35.0, amp=amp))
-            batches = val_loader(data.val, given.images, given.processes)
-            found = scoring.detect(model.eval(), batches, data.val.category_ids, device)
-            scores.append(scoring.score(data.val.coco, found))
-            print(name, seed, scores[-1], file=sys.stderr)
-        columns = [[score[key] for score in scores] for key in ("AP", "AP50", "AP75")]
-        spread = [statistics.stdev(column) if len(column) > 1 else 0.0 for column in columns]
-        cells = [f"{statistics.mean(column):.3f} ± {s:.3f}" for column, s in zip(columns, spread, strict=True)]
-        print(f"| {name} | {' | '.join(cells)} |")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -155,18 +117,24 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--epochs", type=int, default=36)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--processes", type=int, default=4)
-    parser.add_argument("--elements", type=int, default=4_000_000)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--rates", type=float, nargs="+", default=[1e-4, 3e-4, 1e-3])
+    parser.add_argument("--losses", nargs="+", choices=evidence.LOSSES, help="of the evidence; all")
+    parser.add_argument("--data-size", type=int, default=240, help="short side of the folder's images, in pixels")
+    parser.add_argument("--jobs", type=int, default=6, help="trainings at a time")
+    parser.add_argument("--processes", type=int, default=2, help="that load images for each training")
+    parser.add_argument("--elements", type=int, nargs="+", default=[4_000_000, 32_000_000])
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     given = parser.parse_args()
-    with contextlib.redirect_stdout(io.StringIO()) as table:
-        wanted = ["--elements", str(given.elements), "--rounds", str(given.rounds), "--no-compile"]
+    for elements in given.elements:
+        compiled = "--compile" if given.compile else "--no-compile"
+        wanted = ["--elements", str(elements), "--rounds", str(given.rounds), compiled]
         sys.argv = ["losses", "--device", given.device, *wanted]
         losses.main()
-    print(table.getvalue())
+        print()
     throughput(given)
     if given.data is not None:
-        evidence(given)
+        evidence.main(given)
 
 
 if __name__ == "__main__":
