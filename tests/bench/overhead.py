@@ -5,6 +5,7 @@ Then two slots run trials of 0.2 s and 2 s in turn, beside the time that these n
 """
 
 import argparse
+import dataclasses
 import heapq
 import json
 import statistics
@@ -71,10 +72,11 @@ def ours(folder: Path, trials: int, jobs: int, seconds: float) -> None:
         rivals.timed(owner, method, "log")
     run = launch.run_sweep
 
-    def timed_compose(sweep: Any, search: Any, work: Any, compose: Any, tracker: Any) -> Any:
-        holder = type("Holder", (), {"compose": staticmethod(compose)})
+    def timed_compose(sweep: Any, search: Any, program: Any, tracker: Any) -> Any:
+        holder = type("Holder", (), {"compose": staticmethod(program.compose)})
         rivals.timed(holder, "compose", "compose")
-        return run(sweep, search, work, lambda *given: holder.compose(*given), tracker)
+        timed = dataclasses.replace(program, compose=lambda *given: holder.compose(*given))
+        return run(sweep, search, timed, tracker)
 
     launch.run_sweep = timed_compose
     (folder / "config.yaml").write_text(CONFIG)

@@ -12,7 +12,7 @@ SCORED_AS_TRAINED = ("data.train=train", "data.val=train", "data.allow_overlap=t
 SIZE = ("model.max_size=400", "model.anchor_sizes=[10,34,110]", "batch_size=2", "lr_batch=null", "optimizer.lr=0.002")
 
 
-@pytest.mark.slow  # 20 minutes on two cores
+@pytest.mark.slow  # half an hour on two cores
 def test_47_photographs_of_60_classes_are_learnt_by_heart(ghm):
     data = ("data=coco_folder", f"data.root={shared('coco_mini')}", *SCORED_AS_TRAINED)
     assert ghm("train", *data, *SIZE, "epochs=180", "threads=2", "figures=false", "dir=run") == 0
