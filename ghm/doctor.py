@@ -20,7 +20,7 @@ from ghm import provenance
 from ghm.cluster import connected
 from ghm.remote import nodes
 from ghm.secrets import hidden
-from ghm.settings.parts import check_writable
+from ghm.settings.checks import check_writable
 from ghm.tracking import Tracker
 from sweeps.storage import open_storage
 

@@ -25,7 +25,7 @@ from ghm.record.resume import refuse_other
 from ghm.remote import moved, nodes
 from ghm.remote.carried import find_also
 from ghm.remote.group import fit
-from ghm.settings.parts import check
+from ghm.settings.checks import check
 from ghm.settings.paths import absolute
 from ghm.tracking import Sender, Spool, Tracker
 from ghm.worker import train_worker

@@ -18,7 +18,7 @@ from ghm.record.devices import possible
 from ghm.remote.submission import pack_code
 from ghm.secrets import hidden
 from ghm.settings import choices
-from ghm.settings.parts import check
+from ghm.settings.checks import check
 from ghm.settings.paths import plain
 from ghm.task import Task
 from ghm.tracking import SAME, Spool, Tracker
@@ -26,11 +26,12 @@ from ghm.verbs.report import after_sweep
 from sweeps.composer import Composer
 from sweeps.draw import Search
 from sweeps.launch import Sweep
-from sweeps.ledger import find, identity, trial_of
 from sweeps.replicates import Replicates
 from sweeps.slots import Resources
 from sweeps.space import Params, title
 from sweeps.storage import open_storage
+from sweeps.studies import find
+from sweeps.trials import identity, trial_of
 
 
 class Trainings:

@@ -16,14 +16,15 @@ from sweeps.draw import Search
 from sweeps.goal import Goal, Values
 from sweeps.hub import Report
 from sweeps.lease import Lease
-from sweeps.ledger import Ledger, Trial
+from sweeps.ledger import Ledger
 from sweeps.policy import End, Rules
 from sweeps.record import Record
 from sweeps.replicates import Replicates, dropped
 from sweeps.reuse import Reuse
-from sweeps.slots import Slots, Task
+from sweeps.slots import Slots
 from sweeps.space import label
 from sweeps.states import Answer, State
+from sweeps.trials import Trial
 from sweeps.view import View
 
 # Makes a run's config of its trial's number, what was drawn, its label, and what it has to know of its sweep.
@@ -37,14 +38,13 @@ class SweepFailed(Failed):
 
 @dataclass
 class Controller:
-    """Runs `task` on composed configs until every trial of the sweep has ended, or it is drained."""
+    """Runs composed configs in slots until every trial of the sweep has ended, or it is drained."""
 
     goal: Goal
     lease: Lease
     ledger: Ledger
     search: Search
     slots: Slots
-    task: Task
     compose: Compose
     record: Record
     view: View
@@ -55,6 +55,7 @@ class Controller:
     draining: bool = False
     _said: bool = False  # that it drains
     _exhausted: bool = False  # no point is left to draw
+    _used: bool = False  # more of the budget than the ledger says
     _next: tuple[Trial, int, dict[str, Any]] | None = None  # a trial and its replicate, composed while others run
     # By the number of a run, which is its trial's where that has no other:
     _told: dict[int, Answer] = field(default_factory=dict)  # the last answer to each that runs
@@ -68,6 +69,9 @@ class Controller:
         while True:
             while not self.draining and self.slots.free() and self._prepare() and self.meter.allows():
                 self._start()
+            if self._used:  # kept when the free slot has its next trial
+                self.ledger.keep_used(self.meter.used)
+                self._used = False
             if not self.slots.busy and self._over():
                 return
             self._say_draining()
@@ -179,7 +183,7 @@ class Controller:
         self.ledger.start(trial.number, replicate)
         self.meter.started(number)
         self.view.started(number, label(trial.params), attempt)
-        self.slots.start(number, attempt, self.task, config)
+        self.slots.start(number, attempt, config)
 
     def _answer(self, report: Report) -> None:
         number, replicate = self.replicates.of(report.trial)
@@ -210,7 +214,7 @@ class Controller:
         run = trial.run(replicate)
         if run.running:  # and not one that could not even be composed
             self.meter.ended(number)
-            self.ledger.keep_used(self.meter.used)
+            self._used = True
         if trial.over:  # dropped or failed meanwhile
             run.running = False
             self._told.pop(number, None)

@@ -10,8 +10,9 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import TrialState
 
 from sweeps.goal import Goal
-from sweeps.ledger import Ledger, identity
+from sweeps.ledger import Ledger
 from sweeps.space import MANY, Params, Space
+from sweeps.trials import identity
 
 AGAIN = 20  # draws of a sampler that proposes known points, before others are taken
 

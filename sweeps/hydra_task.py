@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.singleton import Singleton
 from hydra.core.utils import run_job, setup_globals
 from hydra.types import HydraContext, TaskFunction
@@ -32,8 +33,9 @@ class HydraTask:
 
     def __call__(self, config: Mapping[str, Any]) -> Any:
         """The function's value; the last that was reported where the sweep ended the trial."""
-        setup_globals()
-        Singleton.set_state(self.state)
+        if not GlobalHydra.instance().is_initialized():  # the first trial in this process
+            setup_globals()
+            Singleton.set_state(self.state)
         trial, cfg = _Trial(self.objective, self.tracked, **config["trial"]), config["cfg"]
         trial.begin(cfg)
 

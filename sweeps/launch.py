@@ -19,8 +19,7 @@ from ghm.failure import Failed
 from ghm.remote import nodes
 from ghm.remote.nodes import Sight
 from ghm.tracking import Away, Sender, Tracker, link, waiting_at_most
-from sweeps import ledger as ledgers
-from sweeps import policy
+from sweeps import policy, studies
 from sweeps.budget import Budget, Meter
 from sweeps.controller import Compose, Controller
 from sweeps.draw import Search
@@ -124,7 +123,7 @@ def run_sweep(sweep: Sweep, search: Search, program: Program, tracker: Tracker |
     search.given()
     storage, reuse = open_storage(sweep.storage, sweep.runs), Reuse(tracker, sweep.goal, program.keys)
     with ExitStack() as stack:
-        study = ledgers.find(storage, sweep.name)
+        study = studies.find(storage, sweep.name)
         cluster = _Cluster(sweep, tracker, program.pack, stack)
         if study is None:
             if left_out := search.left_out(sweep.n_trials):
@@ -132,11 +131,11 @@ def run_sweep(sweep: Sweep, search: Search, program: Program, tracker: Tracker |
             first, seed = search.preview(sweep.n_trials, 1)[0][0], sweep.replicates.seed(0)
             if reuse.find(first, seed) is None:
                 cluster.connect()
-            study = ledgers.create(storage, sweep.name, sweep.goal.directions, sweep.folder)
+            study = studies.create(storage, sweep.name, sweep.goal.directions, sweep.folder)
             with warnings.catch_warnings(category=ExperimentalWarning, action="ignore"):
                 study.set_metric_names(list(sweep.goal.objectives))  # as the dashboard of studies calls them
         lease = stack.enter_context(Lease(storage, study._study_id, sweep.name, sweep.lease))
-        ledgers.claim(study, search.space, sweep.goal, sweep.replicates)
+        studies.claim(study, search.space, sweep.goal, sweep.replicates)
         again = None if search.lasting is None else lambda ledger: search.draw(ledger, sweep.n_trials)
         ledger = Ledger(study, search.pruner, again)
         total = search.total(ledger, sweep.n_trials)
@@ -155,14 +154,13 @@ def run_sweep(sweep: Sweep, search: Search, program: Program, tracker: Tracker |
             if unfinished and affordable:
                 takes = sweep.resources.total
                 seen = View(sweep.name, sweep.goal, total, meter, sweep.replicates, takes=takes)
-                with _slots(sweep, cluster) as slots, seen as view:
+                with _slots(sweep, program.task, cluster) as slots, seen as view:
                     controller = Controller(
                         goal=sweep.goal,
                         lease=lease,
                         ledger=ledger,
                         search=search,
                         slots=slots,
-                        task=program.task,
                         compose=program.compose,
                         record=record,
                         view=view,
@@ -218,8 +216,8 @@ class _Cluster:
 
 
 @contextmanager
-def _slots(sweep: Sweep, cluster: _Cluster) -> Iterator[Slots]:
-    slots = Slots(sweep.n_jobs, sweep.resources, sweep.patience, cluster.look)
+def _slots(sweep: Sweep, task: Task, cluster: _Cluster) -> Iterator[Slots]:
+    slots = Slots(sweep.n_jobs, sweep.resources, sweep.patience, task, cluster.look)
     try:
         yield slots
     finally:

@@ -1,151 +1,35 @@
-"""The truth about a sweep: each of its trials, and what became of it. This file alone writes it.
+"""The truth about a sweep that runs: each of its trials, and what became of it. This file alone writes it.
 
-It is kept in Optuna's storage, as fields of its trials or, where Optuna has none, as their user attributes. A copy in
-memory is what samplers and pruners look at: nothing that they do takes the time of a database.
+It is kept in Optuna's storage, as `sweeps.trials` says. A copy in memory is what samplers and pruners look at: nothing
+that they do takes the time of a database.
 """
 
-import json
 import logging
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from copy import copy
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from datetime import datetime
-from itertools import takewhile
-from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.exceptions import StorageInternalError
 from optuna.pruners import BasePruner
-from optuna.storages import RDBStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState, create_trial
-from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
 
-from ghm.job import canonical
 from sweeps.budget import Used
 from sweeps.goal import Goal, Values
-from sweeps.replicates import Replicates
-from sweeps.space import Params, Space
+from sweeps.space import Space
 from sweeps.states import State
+from sweeps.trials import ATTEMPT, BOUNDS, ERROR, RUNS, SPENT, STATES, Trial, identity, trial_of
 
-BOUNDS = "constraints"  # where Optuna's samplers find what a trial breaks, among its system attributes
-ATTEMPT, ERROR, SPENT, USED, RUNS = "attempt", "error", "attempts_spent", "used", "runs"
-STATES = {
-    State.QUEUED: TrialState.WAITING,
-    State.RUNNING: TrialState.RUNNING,
-    State.DONE: TrialState.COMPLETE,
-    State.PRUNED: TrialState.PRUNED,
-    State.FAILED: TrialState.FAIL,
-}
+USED = "used"  # of the study: what it has used of its budget
 PATIENCE = 300  # seconds for which a locked database, or a full disk under it, is tried again
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class Run:
-    """One run of a trial, or its only one. `attempt` is the one that runs or is to run next."""
-
-    attempt: int = 1
-    epochs: int = 0  # reported
-    values: Values = ()  # once it has ended, and the trial has not
-    violations: Values = ()
-    running: bool = field(default=False, compare=False)  # not kept
-    reused: bool = False  # another run, which was the same, counts in its place
-
-
-@dataclass
-class Trial:
-    """One configuration and what became of it.
-
-    `error` is what a failed trial ended of, its last line the reason, or why it was pruned; `spent` says that not the
-    task raised it: its process or machine was lost once too often.
-    """
-
-    number: int
-    params: Params
-    state: State = State.QUEUED
-    runs: dict[int, Run] = field(default_factory=dict)  # by replicate, as far as they were begun; see `run`
-    epochs: dict[int, float] = field(default_factory=dict)  # of the first run: the first objective after each
-    values: Values = ()  # of all objectives
-    error: str = ""
-    spent: bool = False
-    violations: Values = ()  # of the bounds; above 0 where one is broken
-
-    def run(self, replicate: int) -> Run:
-        return self.runs.setdefault(replicate, Run())
-
-    @property
-    def over(self) -> bool:
-        return self.state not in (State.QUEUED, State.RUNNING)
-
-    @property
-    def ended(self) -> list[Run]:
-        """The runs that ended, up to the first that has not."""
-        return list(takewhile(lambda run: bool(run.values), (self.runs[one] for one in sorted(self.runs))))
-
-    @property
-    def value(self) -> float | None:
-        """Of the first objective."""
-        return self.values[0] if self.values else None
-
-    @property
-    def allowed(self) -> bool:
-        """Whether it keeps all bounds."""
-        return all(one <= 0 for one in self.violations)
-
-    @property
-    def reason(self) -> str:
-        return (self.error.strip().splitlines() or [""])[-1]
-
-
-def identity(params: Params) -> str:
-    """Equal for equal points of a space, however they are written: 1.0 is 1."""
-    return json.dumps(canonical(params), sort_keys=True)
-
-
-def violations(trial: FrozenTrial) -> Sequence[float]:
-    """For Optuna's samplers: what a ledger wrote of a trial's bounds."""
-    known: Sequence[float] = trial.system_attrs.get(BOUNDS, ())
-    return known
-
-
-def find(storage: RDBStorage, name: str) -> Study | None:
-    """The study of this name, if there is one."""
-    known = name in optuna.get_all_study_names(storage)
-    return optuna.load_study(storage=storage, study_name=name) if known else None
-
-
-def create(storage: RDBStorage, name: str, directions: Sequence[str], folder: Path) -> Study:
-    """A new study, or that which another process has just made. ValueError when `folder` holds another's trials."""
-    if any(folder.glob("[0-9]*")):
-        raise ValueError(
-            f"hydra.sweep.dir={folder}: holds trials that the study's storage does not know; "
-            "delete the folder, or give another hydra.sweeper.study_name"
-        )
-    return optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
-
-
-def claim(study: Study, space: Space, goal: Goal, replicates: Replicates) -> None:
-    """Have a study search this space for this goal. ValueError for one that searched something else before."""
-    after: dict[str, Any] = {"direction": goal.directions[0]}
-    if goal.several or goal.bounded:
-        after = {"direction": goal.directions, "at_most": dict(goal.at_most), "at_least": dict(goal.at_least)}
-    if replicates.count > 1:
-        after |= {"replicates": replicates.count, "by": replicates.by, "first": replicates.first}
-    searched = json.dumps(after | {"space": space.fingerprint()})
-    if "searched" not in study.user_attrs and not study.get_trials(deepcopy=False):
-        study.set_user_attr("searched", searched)
-    elif study.user_attrs.get("searched") != searched:
-        raise ValueError(
-            f"hydra.sweeper.study_name={study.study_name}: holds a sweep over another space, or in another direction "
-            "or within other bounds, or with other seeds; "
-            "give the same overrides, or another hydra.sweeper.study_name"
-        )
 
 
 class Ledger:
@@ -397,32 +281,6 @@ class Ledger:
         _patiently(lambda: write(self._ids[number], *values))
 
 
-def retry(storage: RDBStorage, study: Study, numbers: list[int]) -> list[Trial]:
-    """Queue failed trials again, all of them where none is named, for a new first attempt; those it queued.
-
-    For who holds the lease. ValueError for a number that is not that of a failed trial.
-    """
-    trials = storage.get_all_trials(study._study_id)  # the study itself takes an end for final
-    failed = {trial.number: trial for trial in trials if trial.state == TrialState.FAIL}
-    for number in numbers:
-        if number not in failed:
-            listed = ", ".join(map(str, failed)) or "none"
-            raise ValueError(f"{number}: is no failed trial of {study.study_name}; failed are {listed}")
-    chosen = [trial for number, trial in failed.items() if not numbers or number in numbers]
-    for trial in chosen:
-        # Optuna offers no way back from an end.
-        with storage.engine.begin() as connection:
-            queued = "UPDATE trials SET state = 'WAITING', datetime_complete = NULL WHERE trial_id = :trial"
-            connection.execute(text(queued), {"trial": trial._trial_id})
-        for key, value in ((ATTEMPT, 1), (ERROR, ""), (SPENT, False)):
-            if key in trial.user_attrs:
-                storage.set_trial_user_attr(trial._trial_id, key, value)
-        if runs := trial.user_attrs.get(RUNS):
-            again = {replicate: kept | {"attempt": 1} for replicate, kept in runs.items()}
-            storage.set_trial_user_attr(trial._trial_id, RUNS, again)
-    return [trial_of(trial) for trial in chosen]
-
-
 def _in_memory(frozen: FrozenTrial) -> FrozenTrial:
     """There, what is queued counts as running: `Study.ask` would hand it out for a new point."""
     if frozen.state == TrialState.WAITING:
@@ -434,32 +292,6 @@ def _in_memory(frozen: FrozenTrial) -> FrozenTrial:
 def _plain(attributes: dict[str, Any]) -> dict[str, Any]:
     """Without what CMA-ES pickles."""
     return {key: value for key, value in attributes.items() if not key.startswith("cma:")}
-
-
-def trial_of(frozen: FrozenTrial) -> Trial:
-    attributes = frozen.user_attrs
-    states = {there: here for here, there in STATES.items()}
-    return Trial(
-        frozen.number,
-        frozen.params or dict(frozen.system_attrs.get("fixed_params", {})),
-        states[frozen.state],
-        _runs(frozen),
-        dict(frozen.intermediate_values),
-        tuple(frozen.values or ()) if frozen.state.is_finished() else (),
-        attributes.get(ERROR, ""),
-        attributes.get(SPENT, False),
-        tuple(frozen.system_attrs.get(BOUNDS, ())),
-    )
-
-
-def _runs(frozen: FrozenTrial) -> dict[int, Run]:
-    runs = {0: Run()}
-    for replicate, kept in frozen.user_attrs.get(RUNS, {}).items():
-        values, violated = (tuple(kept.get(name, ())) for name in ("values", "violations"))
-        reused = kept.get("reused", False)
-        runs[int(replicate)] = Run(kept["attempt"], kept["epochs"], values, violated, reused=reused)
-    runs[0].attempt, runs[0].epochs = frozen.user_attrs.get(ATTEMPT, 1), len(frozen.intermediate_values)
-    return runs
 
 
 def _patiently(write: Callable[[], None]) -> None:

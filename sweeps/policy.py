@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sweeps.goal import Values
-from sweeps.ledger import Run, Trial
 from sweeps.replicates import Replicates
 from sweeps.states import Answer, State
+from sweeps.trials import Run, Trial
 
 
 @dataclass(frozen=True)

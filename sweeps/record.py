@@ -12,11 +12,11 @@ from ghm import provenance
 from ghm.remote.nodes import Sight
 from ghm.tracking import SPOOL, Spool, agree, data_of, shared_view
 from sweeps.goal import Goal
-from sweeps.ledger import Trial
 from sweeps.replicates import Replicates
 from sweeps.reuse import Found
 from sweeps.space import title
 from sweeps.states import State
+from sweeps.trials import Trial
 
 log = logging.getLogger(__name__)
 

@@ -13,6 +13,7 @@ from threading import Event, Thread
 from typing import Any
 
 import ray
+from ray import cloudpickle
 from ray.exceptions import RayError
 from ray.util import remove_placement_group
 from ray.util.placement_group import PlacementGroup
@@ -65,17 +66,20 @@ class Slot:
     One that dies is replaced, not restarted by Ray: while Ray does that, it refuses the next trial.
     """
 
-    def __init__(self, hub: Any, patience: float, variables: dict[str, str], paths: Sequence[str]) -> None:
+    def __init__(self, hub: Any, patience: float, task: bytes, variables: dict[str, str], paths: Sequence[str]) -> None:
+        """`task` is pickled, as what it imports is found with `paths` alone."""
         self._hub, self._patience, self._warm = hub, patience, False
+        self._packed = task
+        self._task: Task | None = None
         find_also(paths)
         os.environ.update(variables)  # not in Ray's runtime environment, which its dashboard shows
         # Ray Train looks after the workers of a trial, and shall lose patience no later.
         os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(patience)
 
-    def run(self, task: Task, config: Any, trial: int, attempt: int) -> End:
+    def run(self, config: Any, trial: int, attempt: int) -> End:
         with self._beating(trial, attempt):
             try:
-                return End(_values(task(config)))
+                return End(_values(self._unpacked()(config)))
             except (Exception, SystemExit) as error:
                 # As text: an exception object may not survive the way back.
                 reason = lost(error)
@@ -85,6 +89,11 @@ class Slot:
                 if not self._warm:  # what was imported stays: looking through it takes longer than a short trial
                     gc.freeze()
                     self._warm = True
+
+    def _unpacked(self) -> Task:
+        task: Task = self._task or cloudpickle.loads(self._packed)
+        self._task = task
+        return task
 
     @contextmanager
     def _beating(self, trial: int, attempt: int) -> Iterator[None]:
@@ -114,9 +123,14 @@ def _values(returned: Any) -> Values:
 class Slots:
     """`size` slots on the Ray that is connected, and the hub beside them."""
 
-    def __init__(self, size: int, resources: Resources, patience: float, connect: Callable[[], Sight]) -> None:
-        """`connect` connects to a Ray on which they fit, once there is something to run, and looks at its nodes."""
+    def __init__(
+        self, size: int, resources: Resources, patience: float, task: Task, connect: Callable[[], Sight]
+    ) -> None:
+        """`task` is what they run, on the config of one trial after another. `connect` connects to a Ray on which they
+        fit, once there is something to run, and looks at its nodes.
+        """
         self.size, self._resources, self._patience, self._connect = size, resources, patience, connect
+        self._task = cloudpickle.dumps(task)  # once, and not with each trial
         self._sight: Sight | None = None
         self._idle: list[Any] = []
         self._busy: dict[Any, tuple[Any, int]] = {}  # by the reference to what the slot is to return
@@ -159,14 +173,15 @@ class Slots:
             if each
         )
 
-    def start(self, trial: int, attempt: int, task: Task, config: Any) -> None:
+    def start(self, trial: int, attempt: int, config: Any) -> None:
         if self._idle:
             slot = self._idle.pop()
         else:
             options = {"num_cpus": self._resources.cpus, "num_gpus": self._resources.gpus}
-            slot = ray.remote(Slot).options(**options).remote(self._hub, self._patience, carried(), sys.path)
+            given = self._hub, self._patience, self._task, carried(), sys.path
+            slot = ray.remote(Slot).options(**options).remote(*given)
         self._hub.expect.remote(trial, attempt)
-        self._busy[slot.run.remote(task, config, trial, attempt)] = (slot, trial)
+        self._busy[slot.run.remote(config, trial, attempt)] = (slot, trial)
 
     def events(self, seconds: float) -> list[Report | tuple[int, End]]:
         """What happened, waiting at most `seconds` for something: reports, and trials that ended."""

@@ -14,11 +14,12 @@ from rich.text import Text
 from ghm.interval import half_width
 from sweeps.budget import Meter
 from sweeps.goal import Goal, Values
-from sweeps.ledger import Ledger, Trial
+from sweeps.ledger import Ledger
 from sweeps.policy import Change
 from sweeps.replicates import Replicates
 from sweeps.space import label
 from sweeps.states import State
+from sweeps.trials import Trial
 
 LAST = 5  # trials that ended, shown below those that run
 QUIET = 60.0  # seconds without a line in a log, after which the epochs that running trials are in are one

@@ -46,8 +46,8 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
     "ghm/remote/submitted.py": ({"ghm.cli", "ghm.remote"}, set()),
     "ghm/record": (
         {
-            *("ghm.job", "ghm.provenance", "ghm.record", "ghm.remote.nodes", "ghm.secrets", "ghm.settings.parts"),
-            "ghm.tracking",
+            *("ghm.job", "ghm.provenance", "ghm.record", "ghm.remote.nodes", "ghm.secrets", "ghm.settings.datasets"),
+            *("ghm.settings.parts", "ghm.tracking"),
         },
         {"omegaconf", "ray", "torch", "yaml"},
     ),
@@ -61,7 +61,7 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
     "ghm/run.py": (
         {
             *("ghm.cluster", "ghm.failure", "ghm.job", "ghm.provenance", "ghm.record", "ghm.remote"),
-            *("ghm.settings.parts", "ghm.settings.paths", "ghm.tracking", "ghm.worker", "sweeps.states"),
+            *("ghm.settings.checks", "ghm.settings.paths", "ghm.tracking", "ghm.worker", "sweeps.states"),
         },
         {"ray", "omegaconf"},
     ),
@@ -71,8 +71,8 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
         {
             *("ghm.failure", "ghm.job", "ghm.plan", "ghm.provenance", "ghm.record", "ghm.remote.submission"),
             *("ghm.secrets", "ghm.settings", "ghm.task", "ghm.tracking", "ghm.verbs.report"),
-            *("sweeps.composer", "sweeps.draw", "sweeps.launch", "sweeps.ledger", "sweeps.replicates"),
-            *("sweeps.slots", "sweeps.space", "sweeps.storage"),
+            *("sweeps.composer", "sweeps.draw", "sweeps.launch", "sweeps.replicates"),
+            *("sweeps.slots", "sweeps.space", "sweeps.storage", "sweeps.studies", "sweeps.trials"),
         },
         {"hydra", "omegaconf"},
     ),
@@ -82,7 +82,7 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
     ),
     "ghm/doctor.py": (
         {
-            *("ghm.cluster", "ghm.provenance", "ghm.remote.nodes", "ghm.secrets", "ghm.settings.parts"),
+            *("ghm.cluster", "ghm.provenance", "ghm.remote.nodes", "ghm.secrets", "ghm.settings.checks"),
             *("ghm.tracking", "sweeps.storage"),
         },
         {"mlflow", "ray", "torch"},

@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 from ghm import provenance
 from ghm.job import Job
 from ghm.record import devices, same
-from ghm.settings import parts
+from ghm.settings import datasets
 from ghm.tracking import SAME, Spool
 
 # Settings that are columns of MLflow's table of runs; so are the losses', and what a command or a sweep gave.
@@ -37,9 +37,10 @@ def describe(spool: Spool, job: Job, cfg: DictConfig) -> None:
     overrides = place.folder / ".hydra" / "overrides.yaml"
     if overrides.exists():
         spool.log_file(overrides, "config")
-    if OmegaConf.select(cfg, "data.val_share") is not None:
-        spool.log_text(json.dumps(parts.division(cfg), indent=2), "config/division.json")
-    spool.log_datasets(parts.datasets(cfg))
+    data = job.settings.parts["data"]
+    if data.get("val_share") is not None:
+        spool.log_text(json.dumps(datasets.division(data), indent=2), "config/division.json")
+    spool.log_datasets(datasets.described(data, cfg.choices.get("data", "data")))
     spool.log_params(_params(job, cfg))  # last: says that all of it is there
 
 

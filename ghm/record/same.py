@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ghm.job import Job, canonical
-from ghm.settings import parts
+from ghm.settings import datasets
 
 # What decides a run's numbers of our own code; the rest starts runs, records them and shows them.
 ROOMS = ("losses", "models", "data", "training", "scoring", "operators.py", "settings/parts.py", "worker.py")
@@ -34,7 +34,7 @@ def key(job: Job, device: str) -> str | None:
         "files": [_state(value) for value in settings.values() if isinstance(value, str) and os.path.isfile(value)],
         "workers": job.place.workers,
         "device": device,
-        "data": parts.fingerprint(job.settings.parts["data"]),
+        "data": datasets.fingerprint(job.settings.parts["data"]),
         "code": code(),
         "modules": _modules(settings),
         "versions": _versions(),
@@ -48,7 +48,7 @@ def inputs(job: Job) -> dict[str, str]:
         {"the code of ghm": code()}
         | _modules(job.settings.flat())
         | _versions()
-        | parts.digests(job.settings.parts["data"])
+        | datasets.digests(job.settings.parts["data"])
     )
 
 

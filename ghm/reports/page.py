@@ -158,9 +158,10 @@ def write(sweep: SweepResult, tracker: Tracker, folder: Path) -> Path:
         figure.savefig(path)
         run.log_file(path, "figures")
         pictures.append(path.name)
-    note.write(sweep, tracker, verdict(sweep), [columns(sweep), *ranking(sweep)], pictures)
+    told, rows = verdict(sweep), ranking(sweep)
+    note.write(sweep, tracker, told, [columns(sweep), *rows], pictures)
     page = folder / "index.html"
-    page.write_text(_page(sweep, tracker))
+    page.write_text(_page(sweep, tracker, told, rows))
     table = folder / "ranking.csv"
     table.write_text(sweep.trials.assign(error=sweep.trials["error"].map(last_line)).to_csv(index=False))
     for path in (page, table):
@@ -178,7 +179,7 @@ def ui_command(tracker: Tracker) -> str:
     return f"MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false {server}"
 
 
-def _page(sweep: SweepResult, tracker: Tracker) -> str:
+def _page(sweep: SweepResult, tracker: Tracker, told: str, rows: list[tuple[str, ...]]) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
     )
@@ -186,9 +187,9 @@ def _page(sweep: SweepResult, tracker: Tracker) -> str:
     return environment.get_template("page.html.j2").render(
         sweep=sweep,
         counts=counts,
-        verdict=verdict(sweep),
+        verdict=told,
         columns=columns(sweep),
-        rows=list(zip(sweep.trials["run_id"], ranking(sweep), strict=True)),
+        rows=list(zip(sweep.trials["run_id"], rows, strict=True)),
         over_seeds=over_seeds(sweep),
         run_link=run_link(tracker.uri, tracker.experiment_id),
         view=link(tracker.uri, tracker.experiment_id, sweep.key),

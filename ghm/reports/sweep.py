@@ -143,17 +143,17 @@ def load(tracker: Tracker, name: str, key: str | None = None) -> SweepResult:
     if not read:
         raise ValueError(f"hydra.sweeper.study_name={name}: no trial of this sweep has ended; run it on")
     return SweepResult(
-        name,
-        parent.info.run_id,
-        tags["ghm.key"],
-        goal,
-        list(dict.fromkeys(chain(*(one.params for one in read.values())))),
-        _table([one.row for one in read.values()], goal),
-        {objective: {trial: one.curve for trial, one in read.items()}},
-        _about(parent, children),
-        {trial: one.seeds for trial, one in read.items() if one.seeds},
-        {trial: one.runs for trial, one in read.items() if one.runs},
-        {trial: one.recorded for trial, one in read.items()},
+        name=name,
+        run_id=parent.info.run_id,
+        key=tags["ghm.key"],
+        goal=goal,
+        keys=list(dict.fromkeys(chain(*(one.params for one in read.values())))),
+        trials=_table([one.row for one in read.values()], goal),
+        curves={objective: {trial: one.curve for trial, one in read.items()}},
+        about=_about(parent, children),
+        seeds={trial: one.seeds for trial, one in read.items() if one.seeds},
+        runs={trial: one.runs for trial, one in read.items() if one.runs},
+        recorded={trial: one.recorded for trial, one in read.items()},
     )
 
 

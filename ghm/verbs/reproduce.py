@@ -1,6 +1,7 @@
 """`ghm reproduce RUN`: runs a run again from what it recorded, and says whether its metrics are equal."""
 
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -8,7 +9,7 @@ from ghm.failure import Failed
 from ghm.record import recorded
 from ghm.record.recorded import Recorded
 from ghm.run import train
-from ghm.settings import foreign, parts
+from ghm.settings import datasets, foreign
 from ghm.settings.paths import CONF, absolute
 from ghm.tracking import Tracker
 from ghm.verbs import composed
@@ -25,7 +26,9 @@ def run(cfg: DictConfig) -> None:
     cfg = absolute(cfg)
     before = _recorded(cfg)
     again = _again(cfg, before)
-    data = {one["name"]: one["digest"] for one in parts.datasets(again)}
+    node: Any = OmegaConf.to_container(again.data, resolve=True)
+    described = datasets.described(node, again.choices.get("data", "data"))
+    data = {one["name"]: one["digest"] for one in described}
     other = recorded.differences(before, data)
     for line in other:
         print(f"Not as it was: {line}")

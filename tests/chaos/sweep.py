@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 
 from ghm.tracking import Spool, Tracker
 from ghm.training import checkpoint
-from sweeps.ledger import identity
+from sweeps.trials import identity
 from tests.chaos import namespace
 
 GHM = Path(sys.executable).parent / "ghm"

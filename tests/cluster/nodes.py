@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial
 from sqlalchemy import create_engine, text
 
 from ghm.tracking import Tracker
-from sweeps.ledger import ATTEMPT
+from sweeps.trials import ATTEMPT
 from tests.chaos.proxy import tracking_server
 from tests.chaos.sweep import GHM, Sweep, wait_until
 from tests.cluster.rig import DASHBOARD, QUICK, Rig, quiet

@@ -16,8 +16,9 @@ import pytest
 
 from ghm.reports import page, sweep
 from ghm.tracking import Sender, Spool, Tracker, link, shared_view
-from sweeps.ledger import Ledger, create
+from sweeps.ledger import Ledger
 from sweeps.storage import open_storage
+from sweeps.studies import create
 from tests.chaos.proxy import tracking_server, until_it_answers
 
 playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright")

@@ -14,7 +14,7 @@ from hydra.core.utils import setup_globals
 from hydra.types import RunMode
 
 from ghm.settings import targets
-from ghm.settings.parts import check
+from ghm.settings.checks import check
 from ghm.settings.paths import CONF
 from sweeps.composer import Composer
 from sweeps.conditional import widen

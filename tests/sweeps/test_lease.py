@@ -9,7 +9,7 @@ from pathlib import Path
 import optuna
 import pytest
 
-from sweeps import ledger as ledgers
+from sweeps import studies
 from sweeps.lease import Lease, LeaseLost
 from sweeps.storage import open_storage
 
@@ -24,7 +24,7 @@ def study(url, tmp_path):
 def lease(study, url):
     """As another process would have it: over connections of its own."""
     storage = open_storage(url, Path("nowhere"))
-    return Lease(storage, study._study_id, "s", PERIOD), ledgers.find(storage, "s")
+    return Lease(storage, study._study_id, "s", PERIOD), studies.find(storage, "s")
 
 
 def stop(held):

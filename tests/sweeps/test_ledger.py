@@ -12,13 +12,16 @@ from optuna.trial import TrialState
 from optuna_dashboard import get_note, save_note
 
 from sweeps import ledger as ledgers
+from sweeps import studies
 from sweeps.draw import Search
 from sweeps.goal import Goal
 from sweeps.grammar import parse
-from sweeps.ledger import Ledger, Run
+from sweeps.ledger import Ledger
 from sweeps.replicates import Replicates
+from sweeps.retry import queue_again
 from sweeps.states import State
 from sweeps.storage import open_storage
+from sweeps.trials import Run, identity
 from tests.sweeps.toy import LOADER
 
 
@@ -37,9 +40,9 @@ def search(*arguments, first=(), sampler=None):
 
 
 def opened(storage, searched, name="s"):
-    study = ledgers.find(storage, name)
+    study = studies.find(storage, name)
     if study is None:
-        study = ledgers.create(storage, name, ["maximize"], Path("nowhere"))
+        study = studies.create(storage, name, ["maximize"], Path("nowhere"))
     return Ledger(study, searched.pruner)
 
 
@@ -110,7 +113,7 @@ def test_a_controller_that_dies_at_any_write_leaves_no_second_copy_of_a_point(st
     searched = search(*arguments)
     whole = fill(opened(storage, searched), searched, 6)
     optuna.delete_study(study_name="s", storage=storage)
-    assert len({ledgers.identity(point) for point in whole}) == 6
+    assert len({identity(point) for point in whole}) == 6
     patient = ledgers._patiently
     for survives in range(7):
         writes = 0
@@ -219,11 +222,11 @@ def test_failed_trials_are_queued_again_and_others_are_not(storage):
     ledger.end(0, State.DONE, (1.0,))
     ledger.end(1, State.FAILED, error="E: no", spent=True)
     ledger.end(2, State.FAILED, error="E: no")
-    study = ledgers.find(storage, "s")
+    study = studies.find(storage, "s")
     with pytest.raises(ValueError, match="0: is no failed trial of s; failed are 1, 2"):
-        ledgers.retry(storage, study, [0, 1])
-    assert [trial.number for trial in ledgers.retry(storage, study, [1])] == [1]
-    assert [trial.number for trial in ledgers.retry(storage, study, [])] == [2]
+        queue_again(storage, study, [0, 1])
+    assert [trial.number for trial in queue_again(storage, study, [1])] == [1]
+    assert [trial.number for trial in queue_again(storage, study, [])] == [2]
     trials = opened(storage, searched).trials
     assert [trial.state for trial in trials] == [State.DONE, State.QUEUED, State.QUEUED]
     assert [(trial.run(0).attempt, trial.error, trial.spent) for trial in trials[1:]] == [(1, "", False)] * 2
@@ -238,19 +241,19 @@ def test_a_finite_space_that_was_begun_with_fewer_trials_is_completed(storage):
 
 
 def test_a_study_of_another_space_or_direction_is_left_alone(storage):
-    study = ledgers.create(storage, "s", ["maximize"], Path("nowhere"))
-    ledgers.claim(study, search("x=0,1").space, Goal(("value",), ("maximize",)), Replicates())
-    ledgers.claim(study, search("x=0,1").space, Goal(("value",), ("maximize",)), Replicates())
+    study = studies.create(storage, "s", ["maximize"], Path("nowhere"))
+    studies.claim(study, search("x=0,1").space, Goal(("value",), ("maximize",)), Replicates())
+    studies.claim(study, search("x=0,1").space, Goal(("value",), ("maximize",)), Replicates())
     for space, direction in (("x=0,2", "maximize"), ("x=0,1", "minimize")):
         with pytest.raises(ValueError, match="study_name=s: holds a sweep over another space"):
-            ledgers.claim(study, search(space).space, Goal(("value",), (direction,)), Replicates())
+            studies.claim(study, search(space).space, Goal(("value",), (direction,)), Replicates())
 
 
 def test_trials_of_another_study_are_not_taken_for_a_new_ones(storage, tmp_path):
     (tmp_path / "0000").mkdir()
     with pytest.raises(ValueError, match="holds trials that the study's storage does not know"):
-        ledgers.create(storage, "s", ["maximize"], tmp_path)
-    assert ledgers.find(storage, "s") is None
+        studies.create(storage, "s", ["maximize"], tmp_path)
+    assert studies.find(storage, "s") is None
 
 
 def test_the_dashboards_note_links_to_mlflow_and_keeps_what_somebody_wrote_into_it(storage):

@@ -3,10 +3,10 @@
 import pytest
 
 from sweeps import policy
-from sweeps.ledger import Run, Trial
 from sweeps.policy import Change, End, Rules
 from sweeps.replicates import Replicates
 from sweeps.states import Answer, State
+from sweeps.trials import Run, Trial
 
 RULES = Rules(n_trials=4, max_failure_rate=0.25, max_attempts=3, backoff=5, patience=60)
 

@@ -5,9 +5,10 @@ import math
 import pytest
 from hydra_plugins.ghm_sweeper.config import FOLDER
 
-from sweeps.ledger import Ledger, create
+from sweeps.ledger import Ledger
 from sweeps.states import State
 from sweeps.storage import open_storage
+from sweeps.studies import create
 from tests.bench import pruners
 
 EPOCHS = 14

@@ -14,7 +14,7 @@ from sqlalchemy import text
 
 from ghm.settings import targets
 from ghm.settings.paths import CONF
-from sweeps import ledger as ledgers
+from sweeps import studies
 from sweeps.draw import Search
 from sweeps.grammar import parse
 from sweeps.ledger import Ledger
@@ -45,12 +45,12 @@ def drawn(folder, name, seed, killed=False, trials=TRIALS, space=CONTINUOUS):
     """The points of a sweep of one slot; `killed`: its controller is replaced after every trial."""
     folder.mkdir()
     storage = open_storage(f"sqlite:///{folder}/optuna.db", folder)
-    study = ledgers.create(storage, "s", ["maximize"], folder)
+    study = studies.create(storage, "s", ["maximize"], folder)
     for number in range(trials):
         if killed or number == 0:
             searched = search(name, seed, space)
             again = None if searched.lasting is None else lambda ledger, own=searched: own.draw(ledger, trials)
-            ledger = Ledger(study if number == 0 else ledgers.find(storage, "s"), searched.pruner, again)
+            ledger = Ledger(study if number == 0 else studies.find(storage, "s"), searched.pruner, again)
         trial = ledger.queue(searched.draw(ledger, trials))
         ledger.start(number)
         x, y = trial.params["x"], trial.params["y"]
@@ -99,7 +99,7 @@ def test_what_a_sampler_pickled_is_not_read_from_the_storage(tmp_path: Path):
     """CMA-ES would unpickle its state from a study that anybody may have written."""
     points = drawn(tmp_path / "sweep", "cmaes", 1, trials=8)
     storage = open_storage(f"sqlite:///{tmp_path}/sweep/optuna.db", tmp_path)
-    study = ledgers.find(storage, "s")
+    study = studies.find(storage, "s")
     assert not [key for trial in study.trials for key in trial.system_attrs if key.startswith("cma:")]
     with storage.engine.begin() as connection:
         said = {"code": json.dumps(pickle.dumps(Code()).hex())}
@@ -109,7 +109,7 @@ def test_what_a_sampler_pickled_is_not_read_from_the_storage(tmp_path: Path):
         for key in ("cma:optimizer:0", "cma:relative_optimizer:0"):
             connection.execute(text(adds), said | {"key": key})
     searched = search("cmaes", 1)
-    ledger = Ledger(ledgers.find(storage, "s"), searched.pruner, lambda own: searched.draw(own, 20))
+    ledger = Ledger(studies.find(storage, "s"), searched.pruner, lambda own: searched.draw(own, 20))
     assert [trial.params for trial in ledger.trials] == points
     assert searched.draw(ledger, 20) is not None
     assert not Path("ran").exists()

@@ -7,9 +7,9 @@ from rich.console import Console
 
 from sweeps import view
 from sweeps.goal import Goal
-from sweeps.ledger import Run, Trial
 from sweeps.replicates import Replicates
 from sweeps.states import State
+from sweeps.trials import Run, Trial
 from sweeps.view import View
 
 

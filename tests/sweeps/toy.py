@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from ghm.settings.paths import CONF
 from ghm.tracking import Spool
-from sweeps import ledger as ledgers
+from sweeps import studies
 from sweeps.draw import Search
 from sweeps.grammar import parse
 from sweeps.ledger import Ledger
@@ -45,7 +45,7 @@ def with_failures(name: str, count: int) -> None:
     folder, storage = Path("runs/sweeps") / name, open_storage(None, Path("runs"))
     space = parse([f"seed=range(0,{count})"], {}, {}, LOADER)
     search = Search(space, lambda number, again: optuna.samplers.RandomSampler(), optuna.pruners.NopPruner())
-    ledger = Ledger(ledgers.create(storage, name, ["maximize"], folder))
+    ledger = Ledger(studies.create(storage, name, ["maximize"], folder))
     for number in range(count):
         ledger.queue(search.draw(ledger, count))
         ledger.start(number)

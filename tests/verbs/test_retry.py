@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from ghm.tracking import Spool
-from sweeps import ledger as ledgers
+from sweeps import studies
 from sweeps.lease import Lease
 from sweeps.ledger import Ledger
 from sweeps.states import State
@@ -17,7 +17,7 @@ from tests.sweeps.toy import with_failures
 def sweep():
     """Three trials, of which the second and third failed; its ledger as it is now."""
     with_failures("s", 3)
-    return lambda: Ledger(ledgers.find(open_storage(None, Path("runs")), "s"))
+    return lambda: Ledger(studies.find(open_storage(None, Path("runs")), "s"))
 
 
 def test_all_failed_trials_or_those_that_are_named_are_queued(sweep, ghm, capsys):
@@ -49,7 +49,7 @@ def test_what_cannot_be_queued_is_one_line(sweep, ghm, capsys, words, said):
 
 def test_a_sweep_that_runs_is_left_alone(sweep, ghm, capsys):
     storage = open_storage(None, Path("runs"))
-    with Lease(storage, ledgers.find(storage, "s")._study_id, "s", 1):
+    with Lease(storage, studies.find(storage, "s")._study_id, "s", 1):
         assert ghm("retry", "s", "hydra.sweeper.lease=1") == 2
     assert "is run by process" in capsys.readouterr().err
     assert sweep().count(State.FAILED) == 2

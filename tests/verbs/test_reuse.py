@@ -172,7 +172,7 @@ def test_code_of_ones_own_counts_and_a_group_that_changes_its_size_is_like_no_ot
 
 
 def test_images_count_by_their_size_and_time_and_not_by_where_they_lie(tmp_path):
-    from ghm.settings import parts
+    from ghm.settings import datasets
 
     write_content(tmp_path / "data")
     data = ("data=coco_folder", f"data.root={tmp_path / 'data'}", "data.allow_overlap=true")
@@ -182,7 +182,7 @@ def test_images_count_by_their_size_and_time_and_not_by_where_they_lie(tmp_path)
     assert key(*moved) == before
     image = next((tmp_path / "moved").rglob("*.png"))
     os.utime(image, (1, 1))
-    parts._fingerprint.cache_clear()
+    datasets._fingerprint.cache_clear()
     assert key(*moved) != before
 
 

@@ -151,7 +151,7 @@ class GHMSweeper(Sweeper):
         from optuna.exceptions import ExperimentalWarning
 
         from ghm.settings.targets import call
-        from sweeps.ledger import violations
+        from sweeps.trials import violations
 
         settings = self.settings[part]
         if not isinstance(settings, DictConfig):
