@@ -18,7 +18,7 @@ from sweeps.launch import Incomplete, Program, Sweep, run_sweep
 from sweeps.replicates import Replicates
 from sweeps.slots import Resources
 from sweeps.states import State
-from tests.sweeps.toy import LOADER, parabola
+from tests.sweeps.toy import LOADER, Absent, parabola
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -137,6 +137,13 @@ def test_settings_that_do_not_compose_fail_their_own_trial_alone():
     with pytest.raises(Incomplete, match=r"1 of 3 points are missing: trial 1, x=99: ValueError: x=99: cannot be"):
         sweep("x=1,99,2", max_failure_rate=0.5)
     assert states() == ["COMPLETE", "FAIL", "COMPLETE"]
+
+
+def test_a_task_that_a_process_cannot_import_says_so_at_once():
+    with pytest.raises(SweepFailed, match="No module named 'mine'"):
+        sweep("x=1,2", n_jobs=1, task=Absent())
+    assert states() == ["FAIL"]
+    assert study().trials[0].user_attrs["attempt"] == 1
 
 
 def test_a_process_that_dies_is_tried_again_and_takes_only_its_own_trial_along():

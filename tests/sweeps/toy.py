@@ -81,6 +81,17 @@ def parabola(cfg: DictConfig) -> float:
     return -((cfg.x - 1) ** 2) - 0.01 * cfg.seed
 
 
+def absent() -> None:
+    raise ModuleNotFoundError("No module named 'mine'")
+
+
+class Absent:
+    """A task of a module that is not found where trials run."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return absent, ()
+
+
 def visible_gpus(config: dict[str, object]) -> dict[str, object]:
     """Of each worker of a group: the GPUs that it sees and those that are its own; and how they talk."""
     values: list[object] = [None] * dist.get_world_size()
