@@ -99,8 +99,7 @@ def collect(model: Any, batches: Iterable[Any], device: torch.device, bins: int,
     A two-stage detector whose classes exclude one another has no g, and so nothing of classes.
     """
     own_classes, own_boxes = model.losses
-    for_classes: Losses = {"CE": CrossEntropy(), "FL": FocalLoss(), "GHM-C": GHMC(bins, 0.0)}
-    for_boxes: Losses = {"SL1": SmoothL1(), "ASL1": ASL1(mu), "GHM-R": GHMR(mu, 10, 0.0)}
+    for_classes, for_boxes = of_the_paper(bins, mu, device)
     exclusive = getattr(own_classes, "exclusive", False)
     made = Gradients()
     model.train()
@@ -116,6 +115,15 @@ def collect(model: Any, batches: Iterable[Any], device: torch.device, bins: int,
         if boxes.call is not None and len(boxes.call.input):
             _add_boxes(made, boxes.call, _with_own(for_boxes, own_boxes), mu)
     return made
+
+
+def of_the_paper(bins: int, mu: float, device: torch.device) -> tuple[Losses, Losses]:
+    """For classes and boxes, with their state on the device."""
+    for_classes: Losses = {"CE": CrossEntropy(), "FL": FocalLoss(), "GHM-C": GHMC(bins, 0.0)}
+    for_boxes: Losses = {"SL1": SmoothL1(), "ASL1": ASL1(mu), "GHM-R": GHMR(mu, 10, 0.0)}
+    for loss in (*for_classes.values(), *for_boxes.values()):
+        loss.to(device)
+    return for_classes, for_boxes
 
 
 def _with_own(losses: Losses, own: nn.Module) -> Losses:

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from ghm.gradients import ERRORS, REGIONS, Watch, collect, scalars
+from ghm.gradients import ERRORS, REGIONS, Watch, collect, of_the_paper, scalars
 from ghm.losses import ASL1, GHMC, GHMR, CrossEntropy, FocalLoss, SmoothL1, SoftmaxCrossEntropy, diagnose
 from ghm.models import faster_rcnn_tiny, retinanet_tiny
 from tests.models.scenes import Recorder, batch
@@ -29,6 +29,13 @@ def calls(batches):
     for images, targets in batches:
         model.train()(images, copy.deepcopy(targets))
     return [loss.calls for loss in model.losses]
+
+
+def test_the_losses_of_the_paper_have_their_state_where_the_model_is():
+    """On a GPU a density that counts on the host fails at its first batch."""
+    losses = [loss for made in of_the_paper(10, 0.02, torch.device("meta")) for loss in made.values()]
+    states = [buffer for loss in losses for buffer in loss.buffers()]
+    assert {buffer.device.type for buffer in states} == {"meta"}
 
 
 def test_every_example_is_counted_in_its_region_class_and_level(batches):
