@@ -106,11 +106,6 @@ class MovingAverage(nn.Module):
         if self._before.maxlen != calls:
             self._before = deque(self._before, maxlen=calls)
 
-    def reset(self) -> None:
-        """Forget all that was counted."""
-        for buffer in self.buffers():
-            buffer.zero_()
-
     def _apply(self, fn: Any, recurse: bool = True) -> "MovingAverage":
         """`half()` and the like move the state but keep its types: float16 ends at 65504 examples."""
         before = dict(self.named_buffers())

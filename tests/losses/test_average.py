@@ -376,15 +376,6 @@ def test_averaging_a_models_parameters_leaves_its_counts_alone():
         assert same(before, averaged.module[1])
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
-def test_reset_forgets_everything(accumulation):
-    average = build(accumulation=accumulation)
-    for counts in stream(3):
-        average(torch.tensor(counts))
-    average.reset()
-    assert continues_as(average, build(accumulation=accumulation), stream(4, seed=2))
-
-
 # Activation checkpointing
 
 

@@ -9,8 +9,8 @@ from omegaconf import OmegaConf
 from sweeps.draw import refuse_unfit
 from sweeps.goal import Goal
 from sweeps.launch import Incomplete
+from tests.sweeps.tasks import reach_and_cost
 from tests.sweeps.test_launch import states, study, sweep
-from tests.sweeps.toy import reach_and_cost
 
 TWO = Goal(("reach", "cost"), ("maximize", "minimize"))
 

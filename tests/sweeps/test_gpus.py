@@ -11,8 +11,8 @@ from ghm.remote.group import fit
 from ghm.settings import own_ranges
 from ghm.settings.paths import CONF, absolute
 from sweeps.slots import Resources
+from tests.sweeps.tasks import visible_gpus
 from tests.sweeps.test_launch import sweep
-from tests.sweeps.toy import visible_gpus
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
