@@ -43,6 +43,22 @@ def copied_database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[str]:
+    """One small Ray for all tests of a session that need one, and its address for RAY_ADDRESS of other processes.
+
+    The command line in this process takes it, too, and starts none.
+    """
+    import ray
+
+    # Ray's processes import the tasks of tests by their name. It counts GPUs that nobody has.
+    environment = {"env_vars": {"PYTHONPATH": str(Path(__file__).resolve().parents[1])}}
+    quiet = {"log_to_driver": False, "logging_level": "ERROR", "include_dashboard": False}
+    ray.init(num_cpus=4, num_gpus=2, runtime_env=environment, **quiet)
+    yield ray.get_runtime_context().gcs_address
+    ray.shutdown()
+
+
 @pytest.fixture
 def ghm() -> Callable[..., int]:
     """The command line in this process: `ghm("train", "epochs=1")` returns the exit code."""

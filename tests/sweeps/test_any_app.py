@@ -20,6 +20,11 @@ SWEPT = ("-m", "hydra/sweeper=ghm", "x=interval(-5,5)", "y=choice(0,1)", "hydra.
 SMALL = ("hydra.sweeper.n_trials=6", "hydra.sweeper.study_name=s", "hydra.sweeper.seed=1")
 
 
+@pytest.fixture(autouse=True)
+def _on_the_ray_of_the_session(cluster, monkeypatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", cluster)
+
+
 def command(*words: str, app: Path = APP) -> list[str]:
     return [sys.executable, str(app), *words]
 
@@ -85,7 +90,6 @@ def test_killed_anywhere_it_ends_with_the_points_of_one_that_never_was():
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    time.sleep(2)  # two leases are over sooner than a process starts; Ray's own processes end meanwhile
     assert run(*asked, "hydra.sweeper.lease=1").returncode == 0
     assert [trial.params for trial in study().trials] == points
 

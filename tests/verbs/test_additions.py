@@ -85,10 +85,10 @@ def folder(tmp_path):
     return tmp_path / "additions"
 
 
-def test_one_of_each_is_added_from_a_folder(folder):
+def test_one_of_each_is_added_from_a_folder(folder, cluster):
     small = ["epochs=1", "data.train_images=8", "data.val_images=4", "data.image_size=64", "batch_size=4"]
     words = ["train", "-m", "--config-dir", str(folder / "conf"), "+sweep=mine", *small, "figures=false", "device=cpu"]
-    environment = os.environ | {"PYTHONPATH": str(folder)}
+    environment = os.environ | {"PYTHONPATH": str(folder), "RAY_ADDRESS": cluster}
     ended = subprocess.run(
         [Path(sys.executable).parent / "ghm", *words], env=environment, capture_output=True, text=True
     )

@@ -61,6 +61,7 @@ def test_what_is_told_names_states_and_doubles_and_says_that_an_endless_space_is
     ]
 
 
+@pytest.mark.usefixtures("cluster")
 def test_a_plan_starts_nothing_and_after_the_sweep_says_so_and_what_more_would_take(ghm, capsys):
     swept = (*SMALL, "loss=focal,cross_entropy", "hydra.sweeper.study_name=p")
     assert ghm("plan", *swept) == 0

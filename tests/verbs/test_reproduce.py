@@ -35,6 +35,7 @@ def test_a_run_comes_to_the_same_again_to_the_last_bit(trained, ghm, capsys):
     assert before["fingerprint"] == now["fingerprint"]
 
 
+@pytest.mark.usefixtures("cluster")
 def test_a_trial_of_a_sweep_is_reproduced_by_its_id_as_a_run_of_its_own(ghm, capsys):
     swept = ("train", "-m", *SMALL[1:], "epochs=1", "loss=focal", "figures=false", "hydra.sweeper.study_name=s")
     assert ghm(*swept) in (0, 1)

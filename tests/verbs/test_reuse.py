@@ -41,6 +41,7 @@ def children(name: str) -> list:
     return sorted(tracker.children(sweep.info.run_id), key=lambda run: int(run.data.tags["sweep.trial"]))
 
 
+@pytest.mark.usefixtures("cluster")
 def test_a_grid_that_was_trained_is_known_and_of_a_changed_one_the_changed_points_alone_are_trained(
     ghm, capsys, monkeypatch
 ):
@@ -92,6 +93,7 @@ def test_a_grid_that_was_trained_is_known_and_of_a_changed_one_the_changed_point
     assert ["reused" in run.data.tags for run in children("weights")].count(True) == 2
 
 
+@pytest.mark.usefixtures("cluster")
 def test_seeds_of_a_trial_are_known_one_by_one(ghm, capsys):
     swept = ("train", "-m", *SHORT, "loss=focal", "hydra.sweeper.race=0")
     assert ghm("train", *SHORT, "loss=focal", "seed=1") == 0
@@ -223,6 +225,7 @@ def test_a_run_that_runs_is_waited_for_as_long_as_it_says_something(monkeypatch)
     assert away.find({}, None) is None
 
 
+@pytest.mark.usefixtures("cluster")
 def test_what_a_sweep_waits_for_counts_once_it_is_done(ghm, capsys, monkeypatch):
     from threading import Timer
 

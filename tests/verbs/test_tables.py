@@ -14,6 +14,7 @@ TABLES = yaml.safe_load(published.TABLES.read_text())
 @pytest.mark.parametrize(
     "number", [number if number == 7 else pytest.param(number, marks=pytest.mark.slow) for number in TABLES]
 )
+@pytest.mark.usefixtures("cluster")
 def test_a_table_is_trained_at_small_scale_and_printed_beside_the_papers(number, ghm, capsys):
     sweep = (f"+sweep=table{number}", "+scale=small")
     assert ghm("train", "-m", *sweep, "seed=0", "device=cpu", *SMALL) in (0, 1)  # so short, it may learn nothing
