@@ -69,9 +69,7 @@ class Controller:
         while True:
             while not self.draining and self.slots.free() and self._prepare() and self.meter.allows():
                 self._start()
-            if self._used:  # kept when the free slot has its next trial
-                self.ledger.keep_used(self.meter.used)
-                self._used = False
+            self._keep_used()  # when the free slot has its next trial
             if not self.slots.busy and self._over():
                 return
             self._say_draining()
@@ -82,6 +80,12 @@ class Controller:
                     self._answer(event)
                 else:
                     self._end(*event)
+
+    def _keep_used(self) -> None:
+        """Have the ledger know what a run that ended has used."""
+        if self._used:
+            self.ledger.keep_used(self.meter.used)
+            self._used = False
 
     def _over(self) -> bool:
         """Whether nothing is left to start, now that nothing runs."""
@@ -319,6 +323,7 @@ class Controller:
     def _give_up_if_needed(self) -> None:
         """SweepFailed where more tasks raised than `max_failure_rate` allows."""
         if failed := policy.failures(self.ledger.trials, self.rules):
+            self._keep_used()
             last = failed[-1]
             raise SweepFailed(
                 f"{len(failed)} of {self.rules.n_trials} trials failed, more than "

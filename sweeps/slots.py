@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from threading import Event, Thread
 from typing import Any
 
@@ -70,7 +71,6 @@ class Slot:
         """`task` is pickled, as what it imports is found with `paths` alone."""
         self._hub, self._patience, self._warm = hub, patience, False
         self._packed = task
-        self._task: Task | None = None
         find_also(paths)
         os.environ.update(variables)  # not in Ray's runtime environment, which its dashboard shows
         # Ray Train looks after the workers of a trial, and shall lose patience no later.
@@ -79,7 +79,7 @@ class Slot:
     def run(self, config: Any, trial: int, attempt: int) -> End:
         with self._beating(trial, attempt):
             try:
-                return End(_values(self._unpacked()(config)))
+                return End(_values(self._task(config)))
             except (Exception, SystemExit) as error:
                 # As text: an exception object may not survive the way back.
                 reason = lost(error)
@@ -90,9 +90,10 @@ class Slot:
                     gc.freeze()
                     self._warm = True
 
-    def _unpacked(self) -> Task:
-        task: Task = self._task or cloudpickle.loads(self._packed)
-        self._task = task
+    @cached_property
+    def _task(self) -> Task:
+        """Unpickled for the first trial, whose failure it is where that cannot be."""
+        task: Task = cloudpickle.loads(self._packed)
         return task
 
     @contextmanager

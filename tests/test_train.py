@@ -117,6 +117,7 @@ def test_table_7s_network_and_table_3s_rows_train_from_the_command_line(ghm):
     size = ("model.min_size=64", "model.max_size=96")
     for model, loss in (
         ("faster_rcnn_r50", "two_stage"),
+        ("faster_rcnn_r50", "ghm"),
         ("stock_faster_rcnn_r50", "stock"),
     ):
         assert ghm("train", "epochs=1", f"model={model}", f"loss={loss}", *tiny, *size) == 0

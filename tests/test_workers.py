@@ -56,14 +56,14 @@ def test_the_same_seed_gives_the_same_bits_and_another_others(alone, ghm):
 @pytest.mark.usefixtures("cluster")
 def test_a_trial_of_two_workers_is_pruned_at_the_epoch_of_the_verdict(ghm, capsys):
     pruner = ("hydra.sweeper.pruner._target_=optuna.pruners.ThresholdPruner", "+hydra.sweeper.pruner.upper=-1")
-    swept = ("loss=focal", "seed=0,1", "hydra.sweeper.n_trials=1", "scaling=workers", "hydra.sweeper.study_name=s")
+    swept = ("loss=focal", "seed=0,1", "scaling=workers", "hydra.sweeper.study_name=s", "hydra.sweeper.n_jobs=2")
     words = [word for word in RUN[1:] if not word.startswith("epochs=")]
     assert ghm("train", "-m", *words, "epochs=3", *swept, *pruner) == 1
     assert "no trial finished" in capsys.readouterr().err
     trials = optuna.load_study(study_name="s", storage="sqlite:///runs/optuna.db").trials
-    assert [(trial.state.name, list(trial.intermediate_values)) for trial in trials] == [("PRUNED", [1])]
+    assert [(trial.state.name, list(trial.intermediate_values)) for trial in trials] == [("PRUNED", [1])] * 2
     tracker = Tracker.open(None, "ghm", "runs")
     [parent] = tracker.sweeps("s")
     children = tracker.children(parent.info.run_id)
-    assert [run.data.tags["sweep.state"] for run in children] == ["pruned"]
+    assert [run.data.tags["sweep.state"] for run in children] == ["pruned"] * 2
     assert all(len(tracker.history(run.info.run_id, "val/AP")) == 1 for run in children)

@@ -36,6 +36,11 @@ class Arm:
         """Of the 95 % interval of the mean (Student's t); None for one seed."""
         return half_width(list(self.values.values())) if len(self.values) > 1 else None
 
+    @property
+    def shown(self) -> str:
+        """Mean and half of its 95 % interval."""
+        return f"{self.mean:.3f}" + ("" if self.half is None else f" ± {self.half:.3f}")
+
 
 @dataclass(frozen=True)
 class Comparison:

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from ghm.reports import note
 from ghm.reports.charts import charts
-from ghm.reports.comparison import Arm, Comparison, compare
+from ghm.reports.comparison import Comparison, compare
 from ghm.reports.failures import failures, last_line
 from ghm.reports.figures import figures
 from ghm.reports.sweep import SweepResult
@@ -50,14 +50,14 @@ def _over_seeds(sweep: SweepResult) -> list[str]:
     """Sentences: the best configuration by its mean, and how each rival compares with it."""
     compared = sweep.rivals
     best, *rivals = compared
-    told = [f"Best: {best.label} with {sweep.objective} {shown(best)}, mean of {_seeds(len(best.values))}."]
+    told = [f"Best: {best.label} with {sweep.objective} {best.shown}, mean of {_seeds(len(best.values))}."]
     pairs = compare(compared, sweep.goal.ascending)
     found = {pair.other.trials: pair for pair in pairs if pair.one is best}
     for rival in rivals:
         if rival.trials in found:
             told.append(_against(found[rival.trials]))
         else:
-            told.append(f"No two seeds were run of both this and {rival.label} ({shown(rival)}): give more.")
+            told.append(f"No two seeds were run of both this and {rival.label} ({rival.shown}): give more.")
     if len(pairs) > 1:
         told.append(f"p is corrected for {len(pairs)} comparisons (Holm).")
     return told
@@ -65,7 +65,7 @@ def _over_seeds(sweep: SweepResult) -> list[str]:
 
 def _against(pair: Comparison) -> str:
     """The best one against a rival, in words."""
-    rival, by = f"{pair.other.label} ({shown(pair.other)})", f"{abs(pair.difference):.3f}"
+    rival, by = f"{pair.other.label} ({pair.other.shown})", f"{abs(pair.difference):.3f}"
     how = f"(95 % interval {pair.low:.3f} to {pair.high:.3f}, {abs(pair.effect):.1f} standard deviations of a seed, "
     how += f"p = {pair.chance:.2g}, {_seeds(pair.seeds)})"
     if pair.different:
@@ -76,11 +76,6 @@ def _against(pair: Comparison) -> str:
     more = f"about {_seeds(pair.more, 'more ')}" if pair.more <= 1000 else "more than 1000 more seeds"
     side = "ahead" if pair.difference >= 0 else "behind"
     return f"Not distinguishable from {rival}: {by} {side} {how}; {more} of each would tell."
-
-
-def shown(arm: Arm) -> str:
-    """Mean and half of its 95 % interval."""
-    return f"{arm.mean:.3f}" + ("" if arm.half is None else f" ± {arm.half:.3f}")
 
 
 def _seeds(count: int, more: str = "") -> str:
@@ -95,7 +90,7 @@ def over_seeds(sweep: SweepResult) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = [("rank", "seeds", "settings", f"{sweep.objective} ± 95 %", "lowest", "highest")]
     for place, arm in enumerate(arms, start=1):
         ends = [f"{end(arm.values.values()):.3f}" for end in (min, max)]
-        rows.append((str(place) if arm.looks == 1 else "dropped", str(len(arm.values)), arm.label, shown(arm), *ends))
+        rows.append((str(place) if arm.looks == 1 else "dropped", str(len(arm.values)), arm.label, arm.shown, *ends))
     return rows
 
 

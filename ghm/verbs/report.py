@@ -63,7 +63,7 @@ def _keep_best(result: sweep.SweepResult, tracker: Tracker, folder: Path) -> str
         made = recorded.config_of(tracker, result.recorded[arm.trials[0]])
     except ValueError:  # no training of ours
         return None
-    told = f"The best of the sweep {result.name}, {arm.label}: {result.objective} {page.shown(arm)}."
+    told = f"The best of the sweep {result.name}, {arm.label}: {result.objective} {arm.shown}."
     path = folder / best.GROUP / f"{result.name}.yaml"
     best.write(made, result.keys, composed.training, told, path)
     return f"{path}; ghm train --config-dir {folder} +{best.GROUP}={result.name} has them"

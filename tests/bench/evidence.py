@@ -37,19 +37,21 @@ class Losses(NamedTuple):
     boxes: Callable[[int], nn.Module]
 
 
-# As conf/loss has them.
+def _half(steps: int) -> nn.Module:
+    return GHMC(strength=0.5, strength_warmup=steps, matched=True, weight=20.0)
+
+
+def _smooth_l1(_: int) -> nn.Module:
+    return SmoothL1(weight=4.0)
+
+
+# As conf/loss has them, which needs Hydra.
 LOSSES = {
-    "cross_entropy": Losses(lambda _: CrossEntropy(weight=20.0), lambda _: SmoothL1(weight=4.0)),
-    "focal": Losses(lambda _: FocalLoss(), lambda _: SmoothL1(weight=4.0)),
-    "ghm_c": Losses(
-        lambda steps: GHMC(strength=0.5, strength_warmup=steps, matched=True, weight=20.0),
-        lambda _: SmoothL1(weight=4.0),
-    ),
-    "ghm": Losses(
-        lambda steps: GHMC(strength=0.5, strength_warmup=steps, matched=True, weight=20.0),
-        lambda steps: GHMR(strength=0.5, strength_warmup=steps, matched=True, weight=4.0),
-    ),
-    "ghm_c at full strength": Losses(lambda steps: GHMC(strength_warmup=steps), lambda _: SmoothL1(weight=4.0)),
+    "cross_entropy": Losses(lambda _: CrossEntropy(weight=20.0), _smooth_l1),
+    "focal": Losses(lambda _: FocalLoss(), _smooth_l1),
+    "ghm_c": Losses(_half, _smooth_l1),
+    "ghm": Losses(_half, lambda steps: GHMR(strength=0.5, strength_warmup=steps, matched=True, weight=4.0)),
+    "ghm_c at full strength": Losses(lambda steps: GHMC(strength_warmup=steps), _smooth_l1),
 }
 
 
@@ -134,10 +136,10 @@ def tell(compared: Mapping[Training, Scores]) -> None:
     print("|---|---|---|---|---|---|---|---|")
     arms = [Arm(loss, loss, {t.seed: compared[t]["AP"] for t in column}) for loss, column in columns.items()]
     for arm in sorted(arms, key=lambda arm: -arm.mean):
-        column, spread = columns[arm.label], "" if arm.half is None else f" ± {arm.half:.3f}"
+        column = columns[arm.label]
         ends = f"{min(arm.values.values()):.3f} | {max(arm.values.values()):.3f}"
         others = " | ".join(f"{statistics.mean(compared[t][name] for t in column):.3f}" for name in METRICS[1:])
-        print(f"| {arm.label} | {len(column)} | {column[0].rate:g} | {arm.mean:.3f}{spread} | {ends} | {others} |")
+        print(f"| {arm.label} | {len(column)} | {column[0].rate:g} | {arm.shown} | {ends} | {others} |")
     print("\n| pair | difference of AP, 95 % | p, of all pairs | |\n|---|---|---|---|")
     for pair in compare(arms):
         print(_row(pair))

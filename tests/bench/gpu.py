@@ -7,7 +7,6 @@ Needs what `pip install ghm[detect] scipy` brings.
 
 import argparse
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -128,9 +127,7 @@ def main() -> None:
     given = parser.parse_args()
     for elements in given.elements:
         compiled = "--compile" if given.compile else "--no-compile"
-        wanted = ["--elements", str(elements), "--rounds", str(given.rounds), compiled]
-        sys.argv = ["losses", "--device", given.device, *wanted]
-        losses.main()
+        losses.main(["--device", given.device, "--elements", str(elements), "--rounds", str(given.rounds), compiled])
         print()
     throughput(given)
     if given.data is not None:

@@ -6,10 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import hydra
 import pytest
 import torch
 
 from ghm.losses import GHMC
+from ghm.settings import own_ranges
+from ghm.settings.parts import build
+from ghm.settings.paths import CONF
+from tests.bench import evidence
 from tests.bench.yardsticks import RegionLoop, plain
 from tests.coco import write_folder
 from tests.losses.gradient import value_and_gradient
@@ -73,6 +78,23 @@ def test_the_gpu_script_runs_whole_on_a_processor():
         len(re.findall(r"^\| (focal|ghm) \| 2 \| 0\.000[13] \| \d\.\d{3} ± \d\.\d{3} \|", printed, re.MULTILINE)) == 2
     )
     assert re.search(r"^\| focal - ghm \| [+-]\d\.\d{3} ", printed, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "focal", "ghm_c", "ghm"])
+def test_the_losses_of_the_gpu_script_are_those_of_conf(name):
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = hydra.compose("train", [f"loss={name}", "strength_warmup=7"])
+    own_ranges.take(cfg)
+    for part, make in zip(("cls", "box"), evidence.LOSSES[name], strict=True):
+        assert _settings(make(7)) == _settings(build(cfg, f"loss.{part}")), part
+
+
+def _settings(loss):
+    """Of a loss and what it is made of."""
+    return [
+        (type(module), {key: value for key, value in vars(module).items() if key[0] != "_"})
+        for module in loss.modules()
+    ]
 
 
 def _printed(module: str, *arguments: str) -> str:

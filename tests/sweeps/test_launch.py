@@ -125,6 +125,7 @@ def test_a_failing_trial_ends_the_sweep_unless_failures_are_allowed():
     with pytest.raises(SweepFailed, match=r"max_failure_rate=0\.0(.|\n)*below zero"):
         sweep("x=-1,1,2,3", n_jobs=1)
     assert states()[0] == "FAIL"
+    assert study().user_attrs["used"]["seconds"] > 0  # of a budget that a later command may set
     assert "RUNNING" not in states()
     assert parent_status() == "FAILED"
     with pytest.raises(Incomplete, match=r"1 of 4 points are missing: trial 0, x=-1: .*below zero.*ghm retry toy"):
